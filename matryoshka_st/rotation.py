@@ -1,0 +1,182 @@
+"""Make an embedding model cuttable without training: rotate its space so that the first coordinates carry most.
+
+The rotation is the basis of right singular vectors of the model's own unit-length embeddings, uncentred, largest
+singular value first. By Eckart and Young (1936) no other basis keeps more of the pairwise dot products in its first
+``d`` coordinates. It is orthogonal, so cosines at full width stay what they were. In the saved model it is a plain
+sentence-transformers ``Dense`` module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from torch import Tensor, nn
+
+from matryoshka_st.card import renew_card
+from matryoshka_st.errors import UserError
+from matryoshka_st.export import check_target, declare_dims, save_model
+from matryoshka_st.models import embedding_width, load_model
+from matryoshka_st.nesting import default_dims
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+_ROWS_PER_CHUNK = 8192
+
+
+def fit_rotation(embeddings: Float[Tensor, "n width"]) -> Float[Tensor, "width width"]:
+    """The orthogonal matrix ``R`` that sorts the space by singular value: ``embeddings @ R`` are the rotated vectors.
+
+    Computed in float64 from the width x width Gram matrix of the embeddings scaled to unit length. The largest entry
+    of each column is positive, so the same embeddings always give the same signs.
+
+    Args:
+        embeddings: One row per text; their lengths do not matter. Fewer rows than columns still give a full basis, but
+            the order of its last columns is then arbitrary.
+
+    Returns:
+        A float32 rotation on the device of the embeddings.
+
+    Raises:
+        UserError: If there are no embeddings, or one of them is not finite.
+
+    >>> fit_rotation(torch.tensor([[0.0, 2.0], [0.0, 3.0], [1.0, 0.0]]))
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
+    count, width = embeddings.shape
+    if count == 0:
+        raise UserError("There are no embeddings to fit a rotation on; give at least as many texts as the width.")
+    finite = embeddings.isfinite().all(dim=-1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise UserError(f"Embedding {row} of {count} is not finite, so no rotation fits; repair the model or drop it.")
+    if count < width:
+        logger.warning(
+            "Fitting a rotation of width %d on %d texts leaves its last coordinates in arbitrary order; "
+            "give at least %d texts, better ten times as many.",
+            width,
+            count,
+            width,
+        )
+    gram = torch.zeros(width, width, dtype=torch.float64, device=embeddings.device)
+    for chunk in embeddings.split(_ROWS_PER_CHUNK):
+        unit = F.normalize(chunk.double(), dim=-1)
+        gram += unit.T @ unit
+    basis = torch.linalg.eigh(gram).eigenvectors.flip(-1)
+    largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    rotation: Tensor = basis * largest.sign()
+    return rotation.float()
+
+
+def rotate_model(
+    model: SentenceTransformer, texts: Sequence[str], *, batch_size: int = 64, progress: bool = False
+) -> SentenceTransformer:
+    """Fit a rotation on the model's embeddings of some texts and build it into the model, in place.
+
+    It becomes a ``Dense`` module (no bias, no activation) before a final ``Normalize``, or at the end of a model
+    without one. A linear ``Dense`` that already stands there, such as an earlier rotation, takes it up instead.
+
+    Args:
+        model: A model at its full width. Its default prompt applies, as in ``encode``.
+        texts: Texts like the ones to be embedded later; repeated ones count once. A few thousand are enough.
+        batch_size: Texts encoded at a time.
+        progress: Show a progress bar while encoding.
+
+    Returns:
+        The same model: cosines at full width unchanged up to the rounding of its weights (1e-5 in float32), prefixes
+        better.
+
+    Raises:
+        UserError: If there are no texts, the model is truncated, or its embeddings are not finite.
+    """
+    distinct = _distinct(texts)
+    if model.truncate_dim is not None:
+        raise UserError(
+            f"The model is cut to truncate_dim={model.truncate_dim}; load it without truncate_dim to rotate it."
+        )
+    embeddings = model.encode(distinct, batch_size=batch_size, show_progress_bar=progress, convert_to_tensor=True)
+    insert_rotation(model, fit_rotation(embeddings))
+    return model
+
+
+def insert_rotation(model: SentenceTransformer, rotation: Float[Tensor, "width width"]) -> None:
+    """Build a rotation into the model, in place: embeddings ``x`` become ``x @ rotation``, and it gets a new card."""
+    *_, (last_name, last) = model.named_children()
+    trailing = last if isinstance(last, Normalize) else None
+    if trailing is not None:
+        delattr(model, last_name)
+    before = model[-1]
+    if isinstance(before, Dense) and _is_linear(before):
+        _apply_after(before, rotation)
+    else:
+        model.append(_dense(rotation).to(device=model.device, dtype=model.dtype))
+    if trailing is not None:
+        model.append(trailing)
+    renew_card(model)
+
+
+def rotate(
+    model_name: str,
+    texts: Sequence[str],
+    output: Path,
+    *,
+    dims: Sequence[int] | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Path:
+    """Load a model, rotate it and save it with its dims declared: the whole of ``matryoshka-st rotate``.
+
+    Args:
+        model_name: A hub id, a local folder, or ``bundled``.
+        texts: Texts to fit the rotation on.
+        output: The folder to write; a model that is already there is replaced once the new one is complete.
+        dims: The dims to declare; default: the usual ladder for the model's width.
+        batch_size: Texts encoded at a time.
+        progress: Show a progress bar while encoding.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        UserError: If the model, the texts, the dims or the output folder will not do.
+    """
+    check_target(output)
+    model = load_model(model_name)
+    declared = declare_dims(model, dims or default_dims(embedding_width(model)))
+    return save_model(rotate_model(model, texts, batch_size=batch_size, progress=progress), output, dims=declared)
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str) or not texts:
+        raise UserError(f"texts is {texts!r}; give a list of texts, at least as many as the model's width.")
+    return list(dict.fromkeys(texts))
+
+
+def _is_linear(dense: Dense) -> bool:
+    return (
+        not dense.bias
+        and not dense.use_residual
+        and isinstance(dense.activation_function, nn.Identity)
+        and dense.module_output_name == "sentence_embedding"
+    )
+
+
+def _apply_after(dense: Dense, rotation: Float[Tensor, "width width"]) -> None:
+    weight = dense.linear.weight
+    with torch.no_grad():
+        weight.copy_(rotation.T.double() @ weight.double())
+
+
+def _dense(rotation: Float[Tensor, "width width"]) -> Dense:
+    width = len(rotation)
+    return Dense(width, width, bias=False, activation_function=nn.Identity(), init_weight=rotation.T.contiguous())
