@@ -1,0 +1,148 @@
+"""The ``matryoshka-st`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from matryoshka_st.errors import UserError
+
+app = typer.Typer(
+    name="matryoshka-st",
+    help="Sentence embeddings that can be cut to any length: train them, prove what each length is worth, ship them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+QUICKSTART = Path("quickstart")
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@contextmanager
+def exit_with_one_sentence() -> Iterator[None]:
+    """Turn bad input into one sentence on stderr and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with exit_with_one_sentence():
+        app()
+
+
+@app.command()
+def quickstart(
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for model, results, report.html and report.png.")
+    ] = QUICKSTART,
+    train_rows: Annotated[int, typer.Option(help="Docstring pairs to train on.")] = 2560,
+    test_queries: Annotated[int, typer.Option(help="Held-out queries to score on.")] = 1200,
+) -> None:
+    """Fine-tune the bundled MiniLM on docstrings of the installed packages and score it at every dim, in minutes."""
+    from matryoshka_st.quickstart import quickstart as run
+    from matryoshka_st.training.run import quiet_logging
+
+    quiet_logging()
+    run(output_dir, train_rows=train_rows, test_queries=test_queries)
+
+
+@app.command(context_settings=PASS_THROUGH)
+def train(context: typer.Context) -> None:
+    """Fine-tune a model; the same as train_scripts/finetune.py (train --help lists every flag)."""
+    from matryoshka_st.training.run import main as run
+
+    run(context.args, prog="matryoshka-st train")
+
+
+@app.command(context_settings=PASS_THROUGH)
+def check(context: typer.Context) -> None:
+    """Check a recipe without training: model, columns, rows, dims, steps, one forward and backward pass."""
+    from matryoshka_st.training.run import main as run
+
+    run([*context.args, "--dry_run"], prog="matryoshka-st check")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or 'bundled'.")],
+    tasks: Annotated[list[str], typer.Option(help="mteb tasks; repeat the flag or separate by commas.")],
+    dims: Annotated[
+        str | None, typer.Option(help="Dims, separated by commas; default: those the model declares.")
+    ] = None,
+    dataset_mirror: Annotated[
+        Path | None, typer.Option(help="Local datasets, DIR/mteb/<name>; nothing is fetched.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of mteb result JSON; finished work is not redone.")
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Languages to score, separated by commas, for example eng.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts per forward pass.")] = 32,
+) -> None:
+    """Score every dim of a model on real mteb tasks, encoding each text once."""
+    from matryoshka_st.evaluation.harness import run_eval
+    from matryoshka_st.training.run import quiet_logging
+
+    quiet_logging()
+    run_eval(
+        model,
+        [name for word in tasks for name in _words(word)],
+        dims=_integers("--dims", dims),
+        mirror=dataset_mirror,
+        output=output,
+        languages=_words(languages) or None,
+        batch_size=batch_size,
+    )
+
+
+@app.command()
+def rotate(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or 'bundled'.")],
+    texts: Annotated[
+        str, typer.Option(help="Texts to fit on: pairs (hub id, file, 'docstrings') or a .txt, one a line.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the rotated model.")],
+    max_texts: Annotated[int, typer.Option(help="Fit on at most so many texts.")] = 5000,
+    dims: Annotated[str | None, typer.Option(help="Dims to declare, separated by commas.")] = None,
+) -> None:
+    """Make a model cuttable without training: full width unchanged, prefixes better."""
+    from matryoshka_st.rotation import rotate as run
+    from matryoshka_st.training.held_out import load_texts
+
+    folder = run(model, load_texts(texts, max_texts), output, dims=_integers("--dims", dims) or None, progress=True)
+    typer.echo(f"Rotated model: {folder}")
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="Folder of a saved model.")]) -> None:
+    """Reload a saved model with plain sentence-transformers and check what it promises; exit code 1 if one fails."""
+    from matryoshka_st.verify import verify_model
+
+    report = verify_model(path)
+    for item in report.checks:
+        typer.echo(f"{'ok  ' if item.ok else 'FAIL'} {item.name}: {item.detail}")
+    if not report.ok:
+        raise SystemExit(1)
+
+
+def _words(value: str | None) -> list[str]:
+    return [word for word in (value or "").replace(",", " ").split() if word]
+
+
+def _integers(flag: str, value: str | None) -> list[int]:
+    words = _words(value)
+    for word in words:
+        if not word.lstrip("-").isdigit():
+            raise UserError(f"{flag} got {word!r}, which is not an integer; give dims such as 256,128,64.")
+    return [int(word) for word in words]

@@ -1,0 +1,1 @@
+"""Score every prefix of an embedding on real mteb tasks from one encode."""

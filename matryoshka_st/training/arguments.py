@@ -1,0 +1,169 @@
+"""Everything a recipe can set, besides the arguments of sentence-transformers' trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = field(
+        default="bundled",
+        metadata={"help": "Hub id, local folder, or 'bundled' (all-MiniLM-L6-v2). A plain BERT gets mean pooling."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a hub model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with a hub model."})
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens kept of each text in training and scoring; default: the model's own limit. The saved "
+            "model keeps the larger of the two."
+        },
+    )
+    rotate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from a rotation of the width fitted on these texts, so that the leading coordinates carry "
+            "most from step 0: 'train' (the training texts), or any --train_data source."
+        },
+    )
+    rotate_texts: int = field(default=5000, metadata={"help": "At most this many texts to fit the rotation on."})
+    lora: bool = field(
+        default=False, metadata={"help": "Train LoRA adapters (extra: peft), merged into the saved model."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "LoRA dropout."})
+
+
+@dataclass
+class DataArguments:
+    """Which pairs to train on and to hold out."""
+
+    _argument_group_name = "data"
+
+    train_data: list[str] = field(
+        default_factory=lambda: ["docstrings"],
+        metadata={
+            "help": "Pairs: a hub id, a .parquet, .csv or .jsonl file, or 'docstrings' (harvested from installed "
+            "packages). Several are trained side by side, each its own batches."
+        },
+    )
+    eval_data: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the scores per dim are measured on: pairs (retrieval), or sentence1, sentence2, score "
+            "(STS). Default: pairs held out of --train_data; for docstrings their dev split."
+        },
+    )
+    train_split: str = field(default="train", metadata={"help": "Split of --train_data, where it has several."})
+    eval_split: str = field(default="dev", metadata={"help": "Split of --eval_data, where it has several."})
+    eval_size: int = field(default=1000, metadata={"help": "At most this many pairs to evaluate on."})
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "Use only this many training pairs per source."}
+    )
+    column_order: list[str] | None = field(
+        default=None, metadata={"help": "Columns to use, in the order anchor, positive, negative_1, ..."}
+    )
+    bad_rows: Literal["error", "drop"] = field(
+        default="error", metadata={"help": "Rows with empty or non-string text: stop, or drop them and say how many."}
+    )
+
+
+@dataclass
+class MatryoshkaArguments:
+    """The loss."""
+
+    _argument_group_name = "matryoshka loss"
+
+    matryoshka_dims: list[int] | None = field(
+        default=None,
+        metadata={"help": "Dims to train, e.g. 384 256 128 64 32. Default: the width and powers of two below."},
+    )
+    matryoshka_weights: list[float] | None = field(
+        default=None, metadata={"help": "One loss weight per dim. Default: 1."}
+    )
+    scale: float = field(default=20.0, metadata={"help": "1 / temperature of the softmax."})
+    directions: list[str] = field(
+        default_factory=lambda: ["query_to_doc"],
+        metadata={
+            "help": "Of query_to_doc, query_to_query, doc_to_query, doc_to_doc, as in MultipleNegativesRankingLoss."
+        },
+    )
+    partition_mode: Literal["joint", "per_direction"] = field(
+        default="joint", metadata={"help": "One softmax over all directions, or one each, averaged."}
+    )
+
+
+@dataclass
+class RunArguments:
+    """How the run behaves."""
+
+    _argument_group_name = "run"
+
+    resume: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the newest complete checkpoint of the same run, if any; never: start over and "
+            "set old checkpoints aside; or the path of a checkpoint."
+        },
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Check model, data, dims and one step on two rows; train and write nothing."}
+    )
+    card_samples: bool = field(default=False, metadata={"help": "Let the model card show training rows."})
+
+
+@dataclass
+class MatryoshkaTrainingArguments(SentenceTransformerTrainingArguments):
+    """The trainer's own arguments, with defaults that suit contrastive fine-tuning."""
+
+    _argument_group_name = "trainer (sentence-transformers' training arguments)"
+
+    output_dir: str = field(default="output", metadata={"help": "Run folder: model, checkpoints, metrics, plot."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per step and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Texts per forward pass in evaluation."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training data."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or a share of all steps below 1."})
+    batch_sampler: BatchSamplers = field(
+        default=BatchSamplers.NO_DUPLICATES,
+        metadata={"help": "no_duplicates keeps equal texts out of one batch, where they would be false negatives."},
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "When to score the dims during training."})
+    eval_steps: float | None = field(default=0.25, metadata={"help": "Every so many steps, or share of all steps."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})
+    save_steps: float = field(default=0.25, metadata={"help": "Every so many steps, or share of all steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    logging_steps: float = field(default=0.05, metadata={"help": "Every so many steps, or share of all steps."})
+    seed: int = field(default=13, metadata={"help": "Seed of data order, dropout and held-out split."})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parsed run: all argument groups."""
+
+    model: ModelArguments
+    data: DataArguments
+    matryoshka: MatryoshkaArguments
+    run: RunArguments
+    trainer: MatryoshkaTrainingArguments
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.trainer.output_dir).parent
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainer keeps its checkpoints."""
+        return Path(self.trainer.output_dir)

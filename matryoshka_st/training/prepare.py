@@ -1,0 +1,166 @@
+"""Everything before the first step: load model and data, check them against each other, score the untouched model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, DatasetDict
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+from transformers import set_seed
+
+from matryoshka_st.data import describe_columns, load_pairs, load_training_sets, require_batch
+from matryoshka_st.errors import UserError
+from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
+from matryoshka_st.export import check_target, declare_dims
+from matryoshka_st.losses import MatryoshkaContrastiveLoss
+from matryoshka_st.models import embedding_width, load_model
+from matryoshka_st.nesting import MatryoshkaDims, default_dims
+from matryoshka_st.rotation import rotate_model
+from matryoshka_st.training.arguments import Recipe
+from matryoshka_st.training.held_out import build_evaluator, sample_texts
+from matryoshka_st.training.lora import add_lora
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start."""
+
+    model: SentenceTransformer
+    own_seq_length: int | None
+    dims: tuple[int, ...]
+    train: Dataset | DatasetDict
+    evaluator: MatryoshkaEvaluator
+
+
+def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
+    """Load model and data, check them against each other, and score the model before anything is done to it.
+
+    Returns:
+        The run, its model rotated and adapted as the recipe says, and the score at each dim of the model as it came.
+
+    Raises:
+        UserError: If model, data and recipe do not fit.
+    """
+    check_target(recipe.folder / "model")
+    set_seed(recipe.trainer.seed)
+    model = load_model(
+        recipe.model.model_name_or_path,
+        device=str(recipe.trainer.device),
+        revision=recipe.model.model_revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    own_seq_length = model.max_seq_length
+    if recipe.model.max_seq_length is not None:
+        model.max_seq_length = recipe.model.max_seq_length
+    width = embedding_width(model)
+    dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims
+    declare_dims(model, dims)
+    train = load_train_data(recipe)
+    train, evaluator = build_evaluator(recipe, train, dims)
+    smallest = min(train.values(), key=len) if isinstance(train, DatasetDict) else train
+    require_batch(smallest, recipe.trainer.per_device_train_batch_size)
+    before = score(model, evaluator)
+    if recipe.model.rotate:
+        rotate_model(model, rotation_texts(recipe, train), progress=not recipe.trainer.disable_tqdm)
+    if recipe.model.lora:
+        add_lora(model, recipe.model)
+    return Prepared(model, own_seq_length, dims, train, evaluator), before
+
+
+def load_train_data(recipe: Recipe) -> Dataset | DatasetDict:
+    """The training pairs of the recipe, checked, at most ``max_train_rows`` of each set.
+
+    Raises:
+        UserError: If they cannot be loaded or have bad rows.
+    """
+    data = recipe.data
+    train = load_training_sets(
+        data.train_data, split=data.train_split, bad_rows=data.bad_rows, column_order=data.column_order
+    )
+    if data.max_train_rows is None:
+        return train
+    if data.max_train_rows < 1:
+        raise UserError(f"max_train_rows is {data.max_train_rows}; give 1 or more, or leave it out for all rows.")
+    if isinstance(train, DatasetDict):
+        return DatasetDict(
+            {name: _head(rows, data.max_train_rows, recipe.trainer.seed) for name, rows in train.items()}
+        )
+    return _head(train, data.max_train_rows, recipe.trainer.seed)
+
+
+def build_loss(recipe: Recipe, model: SentenceTransformer, dims: tuple[int, ...]) -> MatryoshkaContrastiveLoss:
+    """The loss of the recipe around the model."""
+    loss = recipe.matryoshka
+    return MatryoshkaContrastiveLoss(
+        model,
+        loss.matryoshka_dims or dims,
+        loss.matryoshka_weights,
+        scale=loss.scale,
+        directions=loss.directions,  # type: ignore[arg-type]  # checked by the loss
+        partition_mode=loss.partition_mode,
+    )
+
+
+def score(model: SentenceTransformer, evaluator: MatryoshkaEvaluator) -> dict[int, float]:
+    """The score at each dim, measured by the main process and told to all."""
+    state = PartialState()
+    told: list[dict[int, float] | None] = [None]
+    if state.is_main_process:
+        told = [evaluator.scores(model)]
+        logger.info("%s x100: %s", evaluator.label, scores_line(told[0] or {}))
+    broadcast_object_list(told)
+    return told[0] or {}
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Say what a run would do, and do one forward and backward pass on two rows; nothing is written.
+
+    Raises:
+        UserError: If the recipe cannot be run.
+    """
+    prepared, before = prepare(recipe)
+    console = Console()
+    sets = prepared.train if isinstance(prepared.train, DatasetDict) else {"training data": prepared.train}
+    for name, dataset in sets.items():
+        console.print(f"[bold]{name}[/bold]: ", end="")
+        console.print(describe_columns(dataset), markup=False)
+    loss = build_loss(recipe, prepared.model, prepared.dims).train()
+    rows = next(iter(sets.values()))[:2]
+    terms = loss([_to(prepared.model.preprocess(rows[name]), prepared.model.device) for name in rows])
+    torch.stack(list(terms.values())).sum().backward()
+    batch = recipe.trainer.train_batch_size * recipe.trainer.gradient_accumulation_steps * PartialState().num_processes
+    steps = recipe.trainer.max_steps
+    if steps < 0:
+        steps = int(sum(map(len, sets.values())) * recipe.trainer.num_train_epochs / batch)
+    console.print(f"about {steps:,} steps of {batch} pairs; dims {', '.join(map(str, prepared.dims))}")
+    console.print("loss on two rows: " + ", ".join(f"{name} {value.item():.4f}" for name, value in terms.items()))
+    console.print(f"untrained {prepared.evaluator.label}: {scores_line(before)}")
+    console.print("The recipe is ready to run.")
+
+
+def rotation_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
+    """The texts that ``--rotate`` names, at most ``rotate_texts`` of them."""
+    if recipe.model.rotate != "train":
+        train = load_pairs(str(recipe.model.rotate), bad_rows=recipe.data.bad_rows)
+    return sample_texts(train, recipe.model.rotate_texts, recipe.trainer.seed)
+
+
+def _head(dataset: Dataset, rows: int, seed: int) -> Dataset:
+    return dataset.shuffle(seed=seed).select(range(min(rows, len(dataset))))
+
+
+def _to(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in features.items()}
+
+
+def scores_line(scores: dict[int, float]) -> str:
+    """The scores x100 on one line, widest dim first."""
+    return " | ".join(f"{dim}: {100 * scores[dim]:.2f}" for dim in sorted(scores, reverse=True))

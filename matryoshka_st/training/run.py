@@ -1,0 +1,184 @@
+"""One fine-tuning run: scores before, training, scores after, and the folder with a model that declares its dims."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+
+from matryoshka_st.card import drop_training_rows
+from matryoshka_st.errors import UserError
+from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
+from matryoshka_st.evaluation.plot import plot_scores
+from matryoshka_st.export import save_model
+from matryoshka_st.models import load_model, resolve_model
+from matryoshka_st.training.arguments import Recipe
+from matryoshka_st.training.checkpoints import checkpoint_at, newest_complete, set_aside
+from matryoshka_st.training.lora import merge_lora
+from matryoshka_st.training.prepare import build_loss, dry_run, prepare, score
+from matryoshka_st.training.recipe import as_yaml, parse_recipe
+from matryoshka_st.training.summary import Scores, table, verdict, write_metrics, write_text
+from matryoshka_st.training.trainer import MatryoshkaTrainer
+
+logger = logging.getLogger(__name__)
+
+# keys of run_config.yaml that may differ when a run is resumed
+FREE_TO_CHANGE = {
+    "output_dir",
+    "card_samples",
+    "report_to",
+    "run_name",
+    "logging_steps",
+    "save_total_limit",
+    "disable_tqdm",
+}
+
+
+def main(argv: Sequence[str], prog: str = "finetune.py") -> None:
+    """Parse the flags and run; what ``train_scripts/finetune.py`` and ``matryoshka-st train`` call.
+
+    Raises:
+        UserError: For anything a user can mend.
+    """
+    recipe = parse_recipe(argv, prog)
+    quiet_logging()
+    if recipe.run.dry_run:
+        dry_run(recipe)
+    else:
+        train(recipe)
+
+
+def quiet_logging() -> None:
+    """Our own progress on stderr, from the main process only; of the libraries, warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if PartialState().is_main_process:
+        logging.getLogger("matryoshka_st").setLevel(logging.INFO)
+
+
+def train(recipe: Recipe) -> Scores:
+    """Run the recipe and write ``model``, ``checkpoints``, ``run_config.yaml``, ``metrics.json`` and ``scores.png``.
+
+    Returns:
+        The scores per dim before and after.
+
+    Raises:
+        UserError: If the recipe cannot be run, or the loss is not finite.
+    """
+    state = PartialState()
+    resume_from = _resume_point(recipe)
+    prepared, before = prepare(recipe)
+    if state.is_main_process:
+        write_text(recipe.folder / "run_config.yaml", yaml.safe_dump(as_yaml(recipe), sort_keys=False))
+    trainer = MatryoshkaTrainer(
+        model=prepared.model,
+        args=recipe.trainer,
+        train_dataset=prepared.train,
+        loss=build_loss(recipe, prepared.model, prepared.dims),
+        evaluator=prepared.evaluator,
+    )
+    if not recipe.run.card_samples:
+        drop_training_rows(prepared.model)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trained = _saved_by(trainer, recipe)
+    after = score(trained, prepared.evaluator)
+    trained.max_seq_length = max(filter(None, (trained.max_seq_length, prepared.own_seq_length)), default=None)
+    scores = Scores(prepared.evaluator.label, before, after)
+    if state.is_main_process:
+        trained.model_card_data.set_evaluation_metrics(prepared.evaluator, _named(prepared.evaluator, after))
+        _write_results(recipe, trained, prepared.dims, scores, trainer.state.log_history)
+    state.wait_for_everyone()
+    return scores
+
+
+def _resume_point(recipe: Recipe) -> Path | None:
+    if recipe.run.resume not in ("auto", "never"):
+        return checkpoint_at(Path(recipe.run.resume))
+    if recipe.run.resume == "never":
+        with PartialState().main_process_first():
+            kept = set_aside(recipe.checkpoints)
+        if kept:
+            logger.info("Set the checkpoints of an earlier run aside in %s.", kept)
+        return None
+    checkpoint = newest_complete(recipe.checkpoints)
+    if checkpoint is not None:
+        _require_same_run(recipe)
+        logger.info("Going on from %s.", checkpoint)
+    return checkpoint
+
+
+def _require_same_run(recipe: Recipe) -> None:
+    path = recipe.folder / "run_config.yaml"
+    try:
+        earlier = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError):
+        earlier = {}
+    now = as_yaml(recipe)
+    keys = sorted((earlier.keys() | now.keys()) - FREE_TO_CHANGE)
+    changed = [key for key in keys if earlier.get(key) != now.get(key)]
+    if changed:
+        raise UserError(
+            f"{recipe.folder} holds checkpoints of another run ({changed[0]} was {earlier.get(changed[0])!r}, is "
+            f"{now.get(changed[0])!r}); use another --output_dir, or --resume never to set them aside."
+        )
+
+
+def _saved_by(trainer: MatryoshkaTrainer, recipe: Recipe) -> SentenceTransformer:
+    """The trained model, written by the trainer (whatever sharded or adapted it) and read back as a plain one."""
+    staging = recipe.folder / ".trained"
+    trainer.save_model(str(staging))
+    trainer.accelerator.wait_for_everyone()
+    trained = load_model(
+        str(staging), device=str(recipe.trainer.device), trust_remote_code=recipe.model.trust_remote_code
+    )
+    trainer.accelerator.wait_for_everyone()
+    if recipe.model.lora:
+        merge_lora(trained)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(staging)
+    trained.model_card_data = trainer.model.model_card_data
+    trained.model_card_data.register_model(trained)
+    return trained
+
+
+def _write_results(
+    recipe: Recipe,
+    model: SentenceTransformer,
+    dims: tuple[int, ...],
+    scores: Scores,
+    log_history: list[dict[str, Any]],
+) -> None:
+    folder = recipe.folder
+    save_model(
+        model,
+        folder / "model",
+        dims=dims,
+        scores={dim: 100 * value for dim, value in scores.after.items()},
+        metric=f"{scores.metric} x100, held-out data",
+        card_samples=recipe.run.card_samples,
+    )
+    write_metrics(
+        folder / "metrics.json",
+        scores,
+        command=sys.argv,
+        base_model=resolve_model(recipe.model.model_name_or_path),
+        versions={name: version(name) for name in ("matryoshka-st", "sentence-transformers", "transformers", "torch")},
+        log_history=log_history,
+    )
+    plot_scores(folder / "scores.png", {"before": scores.before, "after": scores.after}, scores.metric)
+    console = Console()
+    console.print(table(scores))
+    console.print(verdict(scores), markup=False, soft_wrap=True)
+    console.print(f"Model: {folder / 'model'}", markup=False, soft_wrap=True)
+
+
+def _named(evaluator: MatryoshkaEvaluator, scores: dict[int, float]) -> dict[str, float]:
+    return {evaluator.metric_name(dim): value for dim, value in scores.items()}
