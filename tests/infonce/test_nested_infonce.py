@@ -82,7 +82,7 @@ class Case:
 
 
 def assert_equals_reference(case: Case) -> None:
-    """1e-12 of the largest entry, plus the rounding of what cancels to zero, as the gradient of a prefix of one does."""
+    """1e-12 of the largest entry, plus the rounding of what cancels to zero, as gradients of one-dim prefixes do."""
     smallest = min(column[:, : min(case.dims)].norm(dim=1).min().item() for column in case.columns)
     rounding = 4 * torch.finfo(torch.float64).eps * case.scale * sum(case.weights) / min(smallest, 1.0)
     reference, ours = case.value_and_gradients("sentence_transformers"), case.value_and_gradients("ours")
