@@ -207,6 +207,14 @@ def test_a_dry_run_names_the_columns_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_best_checkpoint_by_one_dim_can_be_kept(flags: list[str], tmp_path: Path) -> None:
+    metric = "eval_dev-2_cosine_ndcg@10"
+    best = ["--load_best_model_at_end", "--metric_for_best_model", metric, "--matryoshka_dims", "32", "2"]
+    scores = run.train(parse_recipe([*flags, *best, "--learning_rate", "0.03"]))
+    history = json.loads((tmp_path / "out" / "metrics.json").read_text())["log_history"]
+    assert scores.after[2] == pytest.approx(max(entry[metric] for entry in history if metric in entry))
+
+
 def test_the_longer_sequence_limit_is_saved(flags: list[str], tmp_path: Path) -> None:
     run.train(parse_recipe([*flags, "--max_seq_length", "8", "--max_steps", "1"]))
     assert SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu").max_seq_length == 32
