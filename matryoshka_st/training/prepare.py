@@ -63,6 +63,7 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     width = embedding_width(model)
     dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims
     declare_dims(model, dims)
+    model.model_card_data.generate_widget_examples = recipe.run.card_samples
     train = load_train_data(recipe)
     train, evaluator = build_evaluator(recipe, train, dims)
     smallest = min(train.values(), key=len) if isinstance(train, DatasetDict) else train
@@ -127,7 +128,7 @@ def dry_run(recipe: Recipe) -> None:
         UserError: If the recipe cannot be run.
     """
     prepared, before = prepare(recipe)
-    console = Console()
+    console = Console(soft_wrap=True)
     sets = prepared.train if isinstance(prepared.train, DatasetDict) else {"training data": prepared.train}
     for name, dataset in sets.items():
         console.print(f"[bold]{name}[/bold]: ", end="")

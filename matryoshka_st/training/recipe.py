@@ -71,7 +71,7 @@ def parse_recipe(argv: Sequence[str], prog: str = "finetune.py") -> Recipe:
     config = _value_of("--config", argv)
     from_file, nulls = _as_flags(read_yaml(Path(config))) if config else ([], [])
     parser.set_defaults(**dict.fromkeys(nulls))
-    words = [*_precision_flags([*from_file, *argv]), *from_file, *argv]
+    words = [*_device_flags([*from_file, *argv]), *from_file, *argv]
     try:
         *groups, _, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     except (ValueError, ImportError) as error:
@@ -155,10 +155,12 @@ def _as_flags(values: dict[str, Any]) -> tuple[list[str], list[str]]:
     return flags, [key for key, value in values.items() if value is None]
 
 
-def _precision_flags(words: Sequence[str]) -> list[str]:
-    """bf16 where the device has it, unless the recipe or the launcher chose a precision."""
-    chosen = {"--bf16", "--fp16"} & {word.partition("=")[0] for word in words}
+def _device_flags(words: Sequence[str]) -> list[str]:
+    """What suits the device, unless recipe or launcher say otherwise: bf16 where it has it, no pinning on CPU."""
+    given = {word.partition("=")[0] for word in words}
+    if not torch.cuda.is_available():
+        return [] if "--dataloader_pin_memory" in given else ["--dataloader_pin_memory", "False"]
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
-    if chosen or launcher or not torch.cuda.is_available() or not torch.cuda.is_bf16_supported():
+    if given & {"--bf16", "--fp16"} or launcher or not torch.cuda.is_bf16_supported():
         return []
     return ["--bf16", "True"]
