@@ -59,7 +59,7 @@ def quickstart(output: Path, *, train_rows: int = 2560, test_queries: int = 1200
         raise UserError(f"test_queries is {test_queries}; give 10 or more.")
     console.print("Harvesting docstrings of the installed packages ...")
     test = load_docstrings("test", limit=test_queries)
-    arguments = ["--config", str(recipe_path("quickstart")), "--output_dir", str(output), "--resume", "never"]
+    arguments = ["--config", str(recipe_path("quickstart")), "--output_dir", str(output)]
     recipe = parse_recipe([*arguments, "--max_train_rows", str(train_rows)])
     train(recipe)
     task = pairs_retrieval_task(
