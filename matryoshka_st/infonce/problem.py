@@ -9,12 +9,11 @@ queries as columns, else it may hold only the B local ones. The loss is the mean
 
 An engine is a function::
 
-    nested_losses(queries, documents, problem, side=Side(), weights=None) -> Tensor  # terms x K
+    nested_losses(queries, documents, problem, beside=Beside()) -> Tensor  # terms x K
 
 whose entries are independently differentiable, once, and carry no weights: the caller multiplies. Terms are, in this
-order, InfoNCE and, with ``Problem.distill``, the self-distillation. ``weights`` (terms x K) is a hint: an engine may
-compute the gradients in the forward pass for an upstream gradient proportional to it, and must still be exact for any
-other. Embeddings are float32 or float64 for the tiled engine; coordinates past ``dims[-1]`` are read only as the guide.
+order, InfoNCE and, with ``Problem.distill``, the self-distillation. Embeddings are float32 or float64 for the tiled
+engine; coordinates past ``dims[-1]`` are read only as the guide.
 """
 
 from __future__ import annotations
@@ -81,8 +80,8 @@ class Problem:
             sentence-transformers' ``MultipleNegativesRankingLoss``: columns of other samples, the row's own hard
             negatives, or both. Never the positive.
         hardness_strength: 0 or more.
-        margin: Excludes false negatives by score, if given. The guide is ``Side.query_guide`` and
-            ``Side.document_guide``, or else the embeddings themselves at the full width they come in, detached.
+        margin: Excludes false negatives by score, if given. The guide is ``Beside.query_guide`` and
+            ``Beside.document_guide``, or else the embeddings themselves at the full width they come in, detached.
         distill: Also return the self-distillation ``KL(full || prefix)``, averaged over rows, where both are softmaxes
             over the query_to_doc logits that InfoNCE uses and ``full`` is the last dim's, detached (Starbucks,
             arXiv 2410.13230). It is 0 at the last dim.
@@ -99,7 +98,7 @@ class Problem:
     distill: bool = False
 
 
-class Side(NamedTuple):
+class Beside(NamedTuple):
     """Optional tensors beside the embeddings.
 
     ``query_ids`` and ``document_ids`` (both or neither) mark equal texts with equal integers, say hashes. A column
@@ -108,8 +107,9 @@ class Side(NamedTuple):
     - its document id equals that of the row's positive, or
     - its sample's query id equals the row's query id,
 
-    where a query column carries its query's id and the id of its sample's positive, a positive's column likewise, and a
-    hard negative's column only its own document id. The rule is the same in all four directions.
+    where a query column carries its query's id and the id of its sample's positive, a positive's column likewise, and
+    a hard negative's column only its own document id. The rule is the same in all four directions. ``query_ids`` are
+    those of all W samples, whichever queries are given.
     ``query_guide`` has as many rows as ``queries``, ``document_guide`` as ``documents``.
     """
 
