@@ -13,7 +13,8 @@ An engine is a function::
 
 whose entries are independently differentiable, once, and carry no weights: the caller multiplies. Terms are, in this
 order, InfoNCE and, with ``Problem.distill``, the self-distillation. Embeddings are float32 or float64 for the tiled
-engine; coordinates past ``dims[-1]`` are read only as the guide.
+engine; coordinates past ``dims[-1]`` are read only as the guide. The Triton engine's module also has
+``why_not(queries, problem) -> str | None``: why it cannot run this, or None.
 """
 
 from __future__ import annotations
