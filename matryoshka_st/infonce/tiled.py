@@ -192,7 +192,7 @@ def _residuals(
     tile: Tile, scores: Scores, lse: Tensor, slope: Tensor, memory: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For each prefix: raw scores and softmax (R x C both), and the slope by which to multiply the softmax."""
-    total, *softmaxes = memory
+    total, softmaxes = memory[0], memory[1 : len(scores.problem.dims) + 1]
     excluded = scores.excluded(tile)
     for k, softmax in enumerate(softmaxes):
         accumulate(total, k, tile, scores)
