@@ -109,7 +109,7 @@ def _log_sum_exps(scores: Scores) -> Tensor:
     lse = like.new_full((groups + problem.distill, len(problem.dims), problem.layout.batch), -torch.inf)
     bounded = problem.similarity == "cosine" and _fits_exp(problem.scale + problem.hardness_strength, like.dtype)
     shape = tile_shape(like.device, like.element_size(), 2)
-    memory = like.new_empty(2, shape[0] * shape[1])
+    memory = _tile_memory(2, shape, scores)
     for part in parts(scores, shape):
         total, out = _cut(memory, part.tile)
         targets = [part.tile.direction.group]
@@ -130,6 +130,13 @@ def _fits_exp(largest: float, dtype: torch.dtype) -> bool:
     return largest <= math.log(torch.finfo(dtype).max) - 24
 
 
+def _tile_memory(count: int, shape: tuple[int, int], scores: Scores) -> Tensor:
+    """Room for ``count`` tiles, each a row; no larger than the score matrix."""
+    most = max(len(matrix.x) for matrix in scores.matrices)
+    size = min(shape[0], scores.problem.layout.batch) * min(shape[1], most)
+    return scores.matrices[0].x.new_empty(count, size)
+
+
 def _cut(memory: Tensor, tile: Tile) -> tuple[Tensor, ...]:
     """The start of each row of ``memory``, in the tile's shape."""
     height, width = tile.shape
@@ -138,10 +145,10 @@ def _cut(memory: Tensor, tile: Tile) -> tuple[Tensor, ...]:
 
 def _divergences(scores: Scores, lse: Tensor, shape: tuple[int, int]) -> Tensor:
     """K x B: ``KL(softmax_K || softmax_k)`` over the query_to_doc logits, whose log-sum-exps are ``lse`` (K x B)."""
-    problem, like = scores.problem, scores.matrices[0].x
+    problem = scores.problem
     count = len(problem.dims)
     expected = torch.zeros_like(lse)
-    memory = like.new_empty(count + 2, shape[0] * shape[1])
+    memory = _tile_memory(count + 2, shape, scores)
     for part in parts(scores, shape, problem.directions[:1]):
         total, teacher, *students = _cut(memory, part.tile)
         for k, student in enumerate(students):
@@ -175,7 +182,7 @@ def _add_softmax_gradients(
     problem = scores.problem
     count = len(problem.dims)
     groups = len(lse) - problem.distill
-    memory = lse.new_empty((2 if problem.distill else 1) * count + 2, shape[0] * shape[1])
+    memory = _tile_memory((2 if problem.distill else 1) * count + 2, shape, scores)
     for part in parts(scores, shape):
         scratch, *tiles = _cut(memory, part.tile)
         less = lse[:, :, part.tile.rows, None]
