@@ -12,7 +12,8 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from torch import Tensor, nn
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.infonce import nested_infonce, tiled
+from matryoshka_st.infonce import nested_infonce
+from matryoshka_st.infonce.tiles import tile_size
 
 JOINT = [
     ("query_to_doc", *extra)
@@ -82,7 +83,7 @@ class Case:
 
 
 def assert_equals_reference(case: Case) -> None:
-    """1e-12 of the largest entry, plus the rounding of what cancels to zero, as gradients of one-dim prefixes do."""
+    """1e-12 of the largest entry, plus the rounding of what cancels to zero (the gradient of one coordinate)."""
     smallest = min(column[:, : min(case.dims)].norm(dim=1).min().item() for column in case.columns)
     rounding = 4 * torch.finfo(torch.float64).eps * case.scale * sum(case.weights) / min(smallest, 1.0)
     reference, ours = case.value_and_gradients("sentence_transformers"), case.value_and_gradients("ours")
@@ -116,16 +117,16 @@ def test_loss_and_gradients_equal_the_looped_loss(case: Case) -> None:
 
 
 @pytest.mark.parametrize(("directions", "partition_mode"), LEGAL)
+@pytest.mark.parametrize(("rows", "columns"), [(5, 4), (1, 100), (100, 1)])
 def test_tiles_do_not_change_the_result(
-    directions: tuple[str, ...], partition_mode: str, monkeypatch: pytest.MonkeyPatch
+    directions: tuple[str, ...], partition_mode: str, rows: int, columns: int
 ) -> None:
-    columns = [torch.randn(13, 24, dtype=torch.float64) for _ in range(4)]
-    case = Case(columns, [24, 7, 1], [1.0, 0.5, 2.0], 20.0, directions, partition_mode)
+    vectors = [torch.randn(13, 24, dtype=torch.float64) for _ in range(4)]
+    case = Case(vectors, [24, 7, 1], [1.0, 0.5, 2.0], 20.0, directions, partition_mode)
     whole = case.value_and_gradients("ours")
-    monkeypatch.setattr(tiled, "TILE_ROWS", 5)
-    monkeypatch.setattr(tiled, "TILE_COLUMNS", 4)
-    torch.testing.assert_close(case.value_and_gradients("ours"), whole, rtol=1e-12, atol=1e-13)
-    assert_equals_reference(case)
+    with tile_size(rows, columns):
+        torch.testing.assert_close(case.value_and_gradients("ours"), whole, rtol=1e-12, atol=1e-12)
+        assert_equals_reference(case)
 
 
 def test_one_loss_per_dim_ascending_with_its_own_gradient() -> None:

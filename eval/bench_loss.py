@@ -1,0 +1,234 @@
+"""Time and memory of the nested loss beside sentence-transformers', forward and backward, interleaved in one run.
+
+python eval/bench_loss.py --output eval/results/bench_loss_cpu.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import sentence_transformers
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from matryoshka_st.infonce import nested_infonce
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+MATMULS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::mv", "aten::addmv_")
+EXPONENTIALS = ("aten::exp", "aten::exp_", "aten::logsumexp")
+
+
+class Embeddings(nn.Module):
+    """Stands where a SentenceTransformer stands in a loss: a "feature" is already the embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def get_embedding_dimension(self) -> int:
+        """The width."""
+        return self.width
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The feature itself."""
+        return {"sentence_embedding": features["x"]}
+
+
+def ladder(width: int, count: int) -> list[int]:
+    """``count`` dims up to the width: evenly spaced for 24, else halving down (768 512 256 ...)."""
+    if count == 24:
+        return [width * i // count for i in range(1, count + 1)]
+    powers = [2**e for e in range(4, width.bit_length()) if 2**e < width]
+    return [*powers[len(powers) - count + 1 :], width]
+
+
+def losses(width: int, dims: list[int]) -> dict[str, Loss]:
+    """Ours, sentence-transformers' looped loss, and its loss at the full width alone."""
+    model: Any = Embeddings(width)
+    plain = MultipleNegativesRankingLoss(model)
+    looped = MatryoshkaLoss(model, plain, dims[::-1])
+    return {
+        "ours": lambda q, d: nested_infonce(q, d, matryoshka_dims=dims).sum(),
+        "looped": lambda q, d: looped([{"x": q}, {"x": d}], None),
+        "single": lambda q, d: plain([{"x": q}, {"x": d}], None),
+    }
+
+
+def run_once(loss: Loss, leaves: list[Tensor]) -> None:
+    """Forward and backward from cleared gradients."""
+    for leaf in leaves:
+        leaf.grad = None
+    loss(*leaves).backward()
+    if leaves[0].is_cuda:
+        torch.cuda.synchronize()
+
+
+def repeat(times: int, loss: Loss, leaves: list[Tensor]) -> None:
+    """Small cases are repeated so that the clock's grain does not matter."""
+    for _ in range(times):
+        run_once(loss, leaves)
+
+
+def peak_memory(loss: Loss, leaves: list[Tensor]) -> int:
+    """Bytes at the peak beyond what was there before; the gradients count, buffers inside the BLAS do not."""
+    for leaf in leaves:
+        leaf.grad = None
+    if leaves[0].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run_once(loss, leaves)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run_once(loss, leaves)
+    assert record.profiler is not None and record.profiler.kineto_results is not None  # noqa: S101
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def matmul_rate(device: str) -> float:
+    """FLOP per second of a large float32 matrix product; the best of a few."""
+    a = torch.randn(2048, 2048, device=device)
+    return 2 * 2048**3 / min(timed(lambda: a @ a, device)[0] for _ in range(8))
+
+
+def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Wall seconds, and CPU seconds of all threads."""
+    start, cpu = time.perf_counter(), time.process_time()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def shares(loss: Loss, leaves: list[Tensor]) -> dict[str, float]:
+    """What part of the time is spent in matrix products, in exponentials, and in the rest."""
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        run_once(loss, leaves)
+    spent = {event.key: event.self_cpu_time_total for event in record.key_averages()}
+    total = sum(spent.values())
+    matmul, exp = (sum(spent.get(name, 0.0) for name in names) / total for names in (MATMULS, EXPONENTIALS))
+    return {"matmul": matmul, "exp": exp, "rest": 1 - matmul - exp}
+
+
+def measure(batch: int, width: int, count: int, repeats: int, device: str) -> dict[str, Any]:
+    """One case: every loss in turn, ``repeats`` times, after a warm-up."""
+    dims = ladder(width, count)
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(batch, width, generator=generator).to(device).requires_grad_() for _ in range(2)]
+    candidates = losses(width, dims)
+    peaks = {name: peak_memory(loss, leaves) for name, loss in candidates.items()}
+    inner = max(1, 2048 // batch)
+    walls: dict[str, list[float]] = {name: [] for name in candidates}
+    cpus: dict[str, list[float]] = {name: [] for name in candidates}
+    rates = []
+    for _ in range(repeats):
+        rates.append(matmul_rate(device))
+        for name, loss in candidates.items():
+            wall, cpu = timed(partial(repeat, inner, loss, leaves), device)
+            walls[name].append(wall / inner)
+            cpus[name].append(cpu / inner)
+    flops = 8 * batch * batch * width  # scores twice, gradients of both sides
+    rate = max(rates)
+    return {
+        "batch": batch,
+        "width": width,
+        "dims": dims,
+        "seconds_median": {name: statistics.median(values) for name, values in walls.items()},
+        "seconds_min": {name: min(values) for name, values in walls.items()},
+        "cpu_seconds_min": {name: min(values) for name, values in cpus.items()},
+        "peak_extra_bytes": peaks,
+        "matmul_flops_per_second": rate,
+        "fraction_of_matmul_rate": flops / rate / min(walls["ours"]),
+        "time_shares": shares(candidates["ours"], leaves),
+    }
+
+
+def show(cases: list[dict[str, Any]]) -> Table:
+    """One row per case; ratios are sentence-transformers' over ours."""
+    table = Table(title="forward + backward, median (best of the run in brackets)")
+    columns = ["B x D", "K", "ours s", "looped s", "single s", "faster", "ours MB", "looped MB", "less memory"]
+    for column in [*columns, "of matmul rate", "matmul / exp / rest"]:
+        table.add_column(column, justify="right")
+    for case in cases:
+        median, best, peak = (case[key] for key in ("seconds_median", "seconds_min", "peak_extra_bytes"))
+        table.add_row(
+            f"{case['batch']} x {case['width']}",
+            str(len(case["dims"])),
+            *(f"{median[name]:.4f}" for name in ("ours", "looped", "single")),
+            f"{median['looped'] / median['ours']:.1f}x ({best['looped'] / best['ours']:.1f}x)",
+            *(f"{peak[name] / 1e6:.1f}" for name in ("ours", "looped")),
+            f"{peak['looped'] / peak['ours']:.1f}x",
+            f"{case['fraction_of_matmul_rate']:.0%}",
+            " / ".join(f"{share:.0%}" for share in case["time_shares"].values()),
+        )
+    return table
+
+
+def main(
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes")] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Embedding widths")] = None,
+    count: Annotated[list[int] | None, typer.Option(help="Numbers of dims")] = None,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the JSON")] = None,
+    quick: Annotated[bool, typer.Option(help="A smoke test of seconds")] = False,
+) -> None:
+    """Measure every combination of batch, width and number of dims, print a table and write a JSON."""
+    warnings.filterwarnings("ignore", message=".*full model dimension.*")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batches = batch or ([64] if quick else [64, 256, 1024, 4096])
+    widths, counts = width or ([384] if quick else [768]), count or ([5] if quick else [1, 5, 6, 24])
+    load = os.getloadavg()
+    cases = [measure(b, d, k, 1 if quick else repeats, device) for b in batches for d in widths for k in counts]
+    Console(width=160).print(show(cases))
+    result = {
+        "schema_version": 1,
+        "command": shlex.join(["python", *sys.argv]),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "sentence_transformers": sentence_transformers.__version__,
+        },
+        "cases": cases,
+    }
+    if output is not None:
+        temporary = output.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.replace(output)
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    typer.run(main)
