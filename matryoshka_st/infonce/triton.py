@@ -141,12 +141,13 @@ def _parts(
     """For chunks of rows, column tiles x K x rows log-sum-exps; given a teacher's, mean logits under its softmax."""
     rows, columns = sides_of(direction, operands, plan, masks)
     batch, count = plan.problem.layout.batch, len(columns.x)
-    tiles = triton.cdiv(count, plan.blocks.columns)
+    width = plan.blocks.columns if teacher_lse is None and masks.guides is None else plan.blocks.narrow
+    tiles = triton.cdiv(count, width)
     height = _whole(_SCRATCH // (4 * tiles * len(plan.widths)), plan.blocks.rows)
     for start in range(0, batch, height):
         span = kernels.Span(start, min(start + height, batch), 0, count)
         out = rows.x.new_empty(tiles, len(plan.widths), span.end_row - start, dtype=torch.float32)
-        kernels.log_sum_exps[_grid(span, plan)](
+        kernels.log_sum_exps[_grid(span, plan, width)](
             out,
             teacher_lse,
             rows,
@@ -154,7 +155,7 @@ def _parts(
             span,
             task_of(plan, masks),
             TEACHER=teacher_lse is not None,
-            **_options(direction, plan),
+            **_options(direction, plan, width),
         )
         yield slice(start, span.end_row), out
 
@@ -203,7 +204,7 @@ def _add_gradients(
     residuals, row_norms, column_norms = _scratch(rows.x, len(columns.x), plan)
     capacity = residuals.shape[1:]
     for span in _regions(len(rows.x), len(columns.x), capacity):
-        kernels.residuals[_grid(span, plan)](
+        kernels.residuals[_grid(span, plan, blocks.narrow)](
             residuals,
             row_norms,
             column_norms,
@@ -217,17 +218,17 @@ def _add_gradients(
             span,
             task_of(plan, masks),
             TEACHER=plan.problem.distill and _is_query_to_doc(direction),
-            **_options(direction, plan),
+            **_options(direction, plan, blocks.narrow),
         )
         height, width = span.end_row - span.row, span.end_column - span.column
         x_rows = slice(start + span.row, start + span.end_row)
         y_rows = slice(span.column, span.end_column)
         to_x, to_y = sums[direction.rows][x_rows], sums[direction.columns][y_rows]
         area = capacity[0] * capacity[1]
-        _add_products(to_x, residuals, (area, capacity[1], 1), columns.x[y_rows], plan)
-        _add_products(to_y, residuals, (area, 1, capacity[1]), rows.x[span.row : span.end_row], plan)
+        _add_products(to_x, residuals, kernels.Strides(area, capacity[1], 1), columns.x[y_rows], plan)
+        _add_products(to_y, residuals, kernels.Strides(area, 1, capacity[1]), rows.x[span.row : span.end_row], plan)
         if plan.problem.similarity == "cosine":
-            down, across = triton.cdiv(height, blocks.rows), triton.cdiv(width, blocks.columns)
+            down, across = triton.cdiv(height, blocks.rows), triton.cdiv(width, blocks.narrow)
             norms[direction.rows][:, x_rows] += row_norms[:across, :, :height].sum(0)
             norms[direction.columns][:, y_rows] += column_norms[:down, :, :width].sum(0)
 
@@ -238,10 +239,10 @@ def _scratch(x: Tensor, columns: int, plan: Plan) -> tuple[Tensor, Tensor, Tenso
     dtype = plan.dtype if plan.dtype == torch.bfloat16 else torch.float32
     elements = _SCRATCH // (count * dtype.itemsize)
     height = min(_whole(math.isqrt(elements), blocks.rows), triton.cdiv(len(x), blocks.rows) * blocks.rows)
-    width = min(_whole(elements // height, blocks.columns), triton.cdiv(columns, blocks.columns) * blocks.columns)
+    width = min(_whole(elements // height, blocks.narrow), triton.cdiv(columns, blocks.narrow) * blocks.narrow)
     return (
         x.new_empty(count, height, width, dtype=dtype),
-        x.new_empty(width // blocks.columns, count, height, dtype=torch.float32),
+        x.new_empty(width // blocks.narrow, count, height, dtype=torch.float32),
         x.new_empty(height // blocks.rows, count, width, dtype=torch.float32),
     )
 
@@ -252,9 +253,9 @@ def _regions(rows: int, columns: int, capacity: tuple[int, ...]) -> Iterator[ker
             yield kernels.Span(row, min(row + capacity[0], rows), column, min(column + capacity[1], columns))
 
 
-def _add_products(out: Tensor, residuals: Tensor, strides: tuple[int, int, int], y: Tensor, plan: Plan) -> None:
+def _add_products(out: Tensor, residuals: Tensor, strides: kernels.Strides, y: Tensor, plan: Plan) -> None:
     blocks = plan.blocks
-    inner = min(blocks.rows, blocks.columns, BLOCKS[plan.dtype].step)
+    inner = min(blocks.rows, blocks.narrow, BLOCKS[plan.dtype].step)
     exact = plan.dtype == torch.bfloat16 and not INTERPRETED
     kernels.block_products[(len(plan.prefix_of_step), triton.cdiv(len(out), blocks.rows))](
         out,
@@ -292,7 +293,7 @@ def _gradient(x: Tensor, operand: Operand, through_scores: Tensor, through_norms
     return out
 
 
-def _options(direction: Direction, plan: Plan) -> dict[str, Any]:
+def _options(direction: Direction, plan: Plan, columns: int) -> dict[str, Any]:
     """The compile-time options that both kernels of score tiles take."""
     blocks = plan.blocks
     return {
@@ -301,15 +302,15 @@ def _options(direction: Direction, plan: Plan) -> dict[str, Any]:
         "PRECISION": plan.precision,
         "STEP": blocks.step,
         "ROWS": blocks.rows,
-        "COLUMNS": blocks.columns,
+        "COLUMNS": columns,
         "num_warps": blocks.num_warps,
         "num_stages": blocks.num_stages,
     }
 
 
-def _grid(span: kernels.Span, plan: Plan) -> tuple[int]:
+def _grid(span: kernels.Span, plan: Plan, columns: int) -> tuple[int]:
     down = triton.cdiv(span.end_row - span.row, plan.blocks.rows)
-    return (down * triton.cdiv(span.end_column - span.column, plan.blocks.columns),)
+    return (down * triton.cdiv(span.end_column - span.column, columns),)
 
 
 def _is_query_to_doc(direction: Direction) -> bool:

@@ -7,12 +7,10 @@ where they would count.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
-
-Pointer = Any  # a tensor for the host, the address of its first element in a kernel
 
 
 class Side(NamedTuple):
@@ -22,14 +20,14 @@ class Side(NamedTuple):
     matches; ``guide`` and ``guide_inverse`` the guide's vectors and inverse norms. A stride is that of the first axis.
     """
 
-    x: Pointer
+    x: tl.tensor
     stride: int
-    inverse: Pointer | None = None
+    inverse: tl.tensor | None = None
     inverse_stride: int = 0
-    keys: Pointer | None = None
-    guide: Pointer | None = None
+    keys: tl.tensor | None = None
+    guide: tl.tensor | None = None
     guide_stride: int = 0
-    guide_inverse: Pointer | None = None
+    guide_inverse: tl.tensor | None = None
     guide_steps: int = 0
 
 
@@ -45,19 +43,27 @@ class Span(NamedTuple):
 class Task(NamedTuple):
     """What the logits are made of: ends of the prefixes in steps (K), W, the sample of row 0, bounds of the guide."""
 
-    ends: Pointer
+    ends: tl.tensor
     prefixes: int
     world: int
     offset: int
     scale: float
     strength: float
-    bounds: Pointer | None
+    bounds: tl.tensor | None
+
+
+class Strides(NamedTuple):
+    """Elements from matrix to matrix, row to row and column to column."""
+
+    matrix: int
+    row: int
+    column: int
 
 
 @triton.jit
 def log_sum_exps(
-    out: Pointer,
-    lse: Pointer,
+    out: tl.tensor,
+    lse: tl.tensor,
     rows: Side,
     columns: Side,
     span: Span,
@@ -115,13 +121,13 @@ def log_sum_exps(
 
 @triton.jit
 def residuals(
-    out: Pointer,
-    row_norms: Pointer,
-    column_norms: Pointer,
-    lse: Pointer,
-    alone: Pointer,
+    out: tl.tensor,
+    row_norms: tl.tensor,
+    column_norms: tl.tensor,
+    lse: tl.tensor,
+    alone: tl.tensor,
     lse_stride: int,
-    slopes: Pointer,
+    slopes: tl.tensor,
     out_rows: int,
     out_columns: int,
     rows: Side,
@@ -204,13 +210,13 @@ def residuals(
 
 @triton.jit
 def block_products(
-    out: Pointer,
+    out: tl.tensor,
     out_stride: int,
-    matrix: Pointer,
-    matrix_strides: tuple[int, int, int],
-    y: Pointer,
+    matrix: tl.tensor,
+    matrix_strides: Strides,
+    y: tl.tensor,
     y_stride: int,
-    prefix_of_step: Pointer,
+    prefix_of_step: tl.tensor,
     count: int,
     inner: int,
     OPERANDS: tl.constexpr,
@@ -225,7 +231,7 @@ def block_products(
         out: Rows x width, float32.
         out_stride: Its row stride.
         matrix: K matrices, zero from ``inner`` on up to a whole number of INNER.
-        matrix_strides: From matrix to matrix, along rows and along columns.
+        matrix_strides: Of ``matrix``.
         y: Inner x width.
         y_stride: Its row stride.
         prefix_of_step: Which k each step of the width belongs to.
@@ -241,20 +247,20 @@ def block_products(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     along = tl.arange(0, INNER)
     k = tl.load(prefix_of_step + tl.program_id(0))
-    matrix += k * matrix_strides[0]
-    left = matrix + tl.minimum(row, count - 1)[:, None] * matrix_strides[1] + along[None, :] * matrix_strides[2]
+    matrix += k * matrix_strides.matrix
+    left = matrix + tl.minimum(row, count - 1)[:, None] * matrix_strides.row + along[None, :] * matrix_strides.column
     total = tl.zeros((ROWS, STEP), tl.float32)
     for start in range(0, inner, INNER):
         at = tl.minimum(start + along, inner - 1).to(tl.int64)
         right = tl.load(y + at[:, None] * y_stride + width[None, :]).to(OPERANDS)
-        total = tl.dot(tl.load(left + start * matrix_strides[2]).to(OPERANDS), right, total, input_precision=PRECISION)
+        total = tl.dot(tl.load(left + start * matrix_strides.column).to(OPERANDS), right, total, input_precision=PRECISION)
     entry = out + row.to(tl.int64)[:, None] * out_stride + width[None, :]
     inside = (row < count)[:, None]
     tl.store(entry, tl.load(entry, inside) + total, inside)
 
 
 @triton.jit
-def _place(span: Span, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> Any:
+def _place(span: Span, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> tl.tensor:
     """The program's tile (down, across) and its rows and columns; 8 tile rows share their columns in the L2 cache."""
     down = tl.cdiv(span.end_row - span.row, ROWS)
     across = tl.cdiv(span.end_column - span.column, COLUMNS)
@@ -269,8 +275,8 @@ def _place(span: Span, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> Any:
 
 @triton.jit
 def _addresses(
-    x: Pointer, x_stride: int, i: Any, y: Pointer, y_stride: int, j: Any, STEP: tl.constexpr
-) -> tuple[Any, Any]:
+    x: tl.tensor, x_stride: int, i: tl.tensor, y: tl.tensor, y_stride: int, j: tl.tensor, STEP: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
     """Of the first step of rows i of x (R x S) and of rows j of y, transposed (S x C)."""
     along = tl.arange(0, STEP)
     left = x + i.to(tl.int64)[:, None] * x_stride + along[None, :]
@@ -280,8 +286,8 @@ def _addresses(
 
 @triton.jit
 def _accumulate(
-    total: Any, x: Pointer, y: Pointer, low: int, high: int, PRECISION: tl.constexpr, STEP: tl.constexpr
-) -> Any:
+    total: tl.tensor, x: tl.tensor, y: tl.tensor, low: int, high: int, PRECISION: tl.constexpr, STEP: tl.constexpr
+) -> tl.tensor:
     """Add the product of steps ``low`` to ``high``."""
     for step in range(low, high):
         left, right = tl.load(x + step * STEP), tl.load(y + step * STEP)
@@ -290,7 +296,7 @@ def _accumulate(
 
 
 @triton.jit
-def _similarity(total: Any, rows: Side, columns: Side, i: Any, j: Any, k: int) -> Any:
+def _similarity(total: tl.tensor, rows: Side, columns: Side, i: tl.tensor, j: tl.tensor, k: int) -> tl.tensor:
     """Multiply by both inverse norms of prefix k, if there are any."""
     if rows.inverse is not None:
         total = total * tl.load(rows.inverse + k * rows.inverse_stride + i)[:, None]
@@ -299,7 +305,7 @@ def _similarity(total: Any, rows: Side, columns: Side, i: Any, j: Any, k: int) -
 
 
 @triton.jit
-def _factor(task: Task, i: Any, j: Any, HARDNESS: tl.constexpr) -> Any:
+def _factor(task: Task, i: tl.tensor, j: tl.tensor, HARDNESS: tl.constexpr) -> tl.tensor:
     """What turns similarities into logits: R x C, or a number."""
     factor = task.scale
     if HARDNESS != 0:
@@ -321,13 +327,13 @@ def _masked(
     columns: Side,
     span: Span,
     task: Task,
-    i: Any,
-    j: Any,
-    column: Any,
+    i: tl.tensor,
+    j: tl.tensor,
+    column: tl.tensor,
     OWN: tl.constexpr,
     PRECISION: tl.constexpr,
     STEP: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """True where a column is past the end or excluded: 1 x C or R x C."""
     masked = (column >= span.end_column)[None, :]
     other = (i + task.offset)[:, None] != j[None, :]
@@ -347,7 +353,7 @@ def _masked(
 
 
 @triton.jit
-def _log_sum_exp(logits: Any) -> Any:
+def _log_sum_exp(logits: tl.tensor) -> tl.tensor:
     """Along rows; -inf where all entries are."""
     most = tl.max(logits, 1)
     most = tl.where(most == -float("inf"), 0.0, most)

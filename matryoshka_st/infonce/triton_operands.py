@@ -23,19 +23,23 @@ _NO_NORM = 1e-12  # the eps of torch.nn.functional.normalize
 
 
 class Blocks(NamedTuple):
-    """What one program works on: a tile of scores, and at most so many coordinates per step."""
+    """What one program works on: a tile of scores, and at most so many coordinates per step.
+
+    Tiles have ``narrow`` columns where a program keeps more than one of them in its registers.
+    """
 
     rows: int
     columns: int
+    narrow: int
     step: int
     num_warps: int
     num_stages: int
 
 
 BLOCKS = {
-    torch.float32: Blocks(64, 64, 32, num_warps=4, num_stages=2),
-    torch.float16: Blocks(128, 128, 64, num_warps=8, num_stages=3),
-    torch.bfloat16: Blocks(128, 128, 64, num_warps=8, num_stages=3),
+    torch.float32: Blocks(64, 64, 64, 32, num_warps=4, num_stages=2),
+    torch.float16: Blocks(128, 128, 64, 64, num_warps=8, num_stages=3),
+    torch.bfloat16: Blocks(128, 128, 64, 64, num_warps=8, num_stages=3),
 }
 
 
@@ -76,9 +80,11 @@ def plan_of(queries: Tensor, documents: Tensor, problem: Problem) -> Plan:
     """Choose block sizes for a problem: the table's, unless the embeddings or the blocks of the width are smaller."""
     table = BLOCKS[queries.dtype]
     count = len(problem.dims)
+    most_columns = _power_of_two(max(len(queries), len(documents)))
     blocks = table._replace(
         rows=min(table.rows, _power_of_two(problem.layout.batch)),
-        columns=min(table.columns, _power_of_two(max(len(queries), len(documents)))),
+        columns=min(table.columns, most_columns),
+        narrow=min(table.narrow, most_columns),
         step=min(table.step, _power_of_two(-(-problem.dims[-1] // count))),
     )
     widths = tuple(high - low for low, high in zip((0, *problem.dims), problem.dims, strict=False))
