@@ -21,29 +21,31 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from matryoshka_st.infonce.exclusions import Exclusions, exclusions
-from matryoshka_st.infonce.problem import DOCUMENTS, QUERIES, Beside, Problem
+from matryoshka_st.infonce.problem import Beside, Problem
 from matryoshka_st.infonce.scores import (
     Matrix,
+    Part,
     Scores,
     accumulate,
-    block_widths,
+    is_query_to_doc,
     local_slices,
     logits,
     matrices,
+    parts,
     positive_scores,
+    split,
 )
 from matryoshka_st.infonce.tiles import Tile, tile_shape
 
 
 class Gradient(NamedTuple):
-    """What a matrix accumulates: the gradient through the scores, its blocks as views, and K x N norm factors.
+    """What a matrix accumulates: the gradient through the scores, and K x N norm factors.
 
     ``norms[k, i]`` is the sum of ``d loss / d similarity * similarity`` of prefix k over what vector i takes part in;
     the derivative through its norm is ``-norms[k, i] / |x|^2 * x``.
     """
 
     x: Tensor
-    blocks: tuple[Tensor, ...]
     norms: Tensor
 
 
@@ -91,35 +93,35 @@ class _NestedLosses(torch.autograd.Function):
             _add_positive_gradients(scores, gradients, -slope[0])
             _add_softmax_gradients(scores, gradients, lse, slope, ctx.shape)
             for matrix, gradient in zip(scores.matrices, gradients, strict=True):
-                _add_norm_gradients(matrix, gradient)
+                _add_norm_gradients(matrix, gradient, ctx.problem)
         return gradients[0].x, gradients[1].x, None, None
 
 
 def _gradient(x: Tensor, problem: Problem) -> Gradient:
     to_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    return Gradient(to_x, to_x.split(block_widths(problem), dim=1), x.new_zeros(len(problem.dims), x.shape[0]))
+    return Gradient(to_x, x.new_zeros(len(problem.dims), x.shape[0]))
 
 
 def _log_sum_exps(scores: Scores) -> Tensor:
     """T x K x B: the log of each softmax denominator; with self-distillation one more, of query_to_doc alone."""
-    problem, like = scores.problem, scores.matrices[0].blocks[0]
+    problem, like = scores.problem, scores.matrices[0].x
     groups = 1 + max(direction.group for direction in problem.directions)
     lse = like.new_full((groups + problem.distill, len(problem.dims), problem.layout.batch), -torch.inf)
     bounded = problem.similarity == "cosine" and _fits_exp(problem.scale + problem.hardness_strength, like.dtype)
     shape = tile_shape(like.device, like.element_size(), 2)
     memory = like.new_empty(2, shape[0] * shape[1])
-    for tile in scores.tiles(shape):
-        total, out = _cut(memory, tile)
-        excluded = scores.excluded(tile)
-        alone = problem.distill and _is_query_to_doc(tile)
-        targets = [tile.direction.group, groups] if alone else [tile.direction.group]
+    for part in parts(scores, shape):
+        total, out = _cut(memory, part.tile)
+        targets = [part.tile.direction.group]
+        if problem.distill and is_query_to_doc(part.tile):
+            targets.append(groups)
         for k in range(len(problem.dims)):
-            accumulate(total, k, tile, scores)
-            logits(total, k, tile, scores, out=out, excluded=excluded)
-            part = out.exp_().sum(1).log_() if bounded else torch.logsumexp(out, dim=1)
+            accumulate(total, k, part)
+            logits(total, k, part, out=out)
+            sums = out.exp_().sum(1).log_() if bounded else torch.logsumexp(out, dim=1)
             for target in targets:
-                running = lse[target, k, tile.rows]
-                torch.logaddexp(running, part, out=running)
+                running = lse[target, k, part.tile.rows]
+                torch.logaddexp(running, sums, out=running)
     return lse
 
 
@@ -128,47 +130,42 @@ def _fits_exp(largest: float, dtype: torch.dtype) -> bool:
     return largest <= math.log(torch.finfo(dtype).max) - 24
 
 
-def _is_query_to_doc(tile: Tile) -> bool:
-    return tile.direction[:2] == (QUERIES, DOCUMENTS)
-
-
-def _cut(memory: Tensor, tile: Tile) -> Tensor:
+def _cut(memory: Tensor, tile: Tile) -> tuple[Tensor, ...]:
     """The start of each row of ``memory``, in the tile's shape."""
     height, width = tile.shape
-    return memory[:, : height * width].view(-1, height, width)
+    return memory[:, : height * width].view(-1, height, width).unbind()
 
 
 def _divergences(scores: Scores, lse: Tensor, shape: tuple[int, int]) -> Tensor:
     """K x B: ``KL(softmax_K || softmax_k)`` over the query_to_doc logits, whose log-sum-exps are ``lse`` (K x B)."""
-    problem, like = scores.problem, scores.matrices[0].blocks[0]
+    problem, like = scores.problem, scores.matrices[0].x
     count = len(problem.dims)
     expected = torch.zeros_like(lse)
     memory = like.new_empty(count + 2, shape[0] * shape[1])
-    for tile in scores.tiles(shape, problem.directions[:1]):
-        total, teacher, *students = _cut(memory, tile)
+    for part in parts(scores, shape, problem.directions[:1]):
+        total, teacher, *students = _cut(memory, part.tile)
         for k, student in enumerate(students):
-            accumulate(total, k, tile, scores)
-            logits(total, k, tile, scores, out=student, excluded=None)
-        excluded = scores.excluded(tile)
-        logits(total, count - 1, tile, scores, out=teacher, excluded=excluded, less=lse[-1, tile.rows]).exp_()
+            accumulate(total, k, part)
+            logits(total, k, part, out=student, masked=False)
+        logits(total, count - 1, part, out=teacher, less=lse[-1, part.tile.rows, None]).exp_()
         for k, student in enumerate(students):
-            expected[k, tile.rows] += student.mul_(teacher).sum(1)
+            expected[k, part.tile.rows] += student.mul_(teacher).sum(1)
     return (expected[-1] - expected) - (lse[-1] - lse)
 
 
 def _add_positive_gradients(scores: Scores, gradients: tuple[Gradient, Gradient], slope: Tensor) -> None:
     """Add ``slope[k] * d similarity[k, i]`` of every local query i and its positive."""
-    queries, documents = scores.matrices
-    rows, positives = local_slices(scores)
-    factors = slope[:, None].expand(-1, scores.problem.layout.batch)
+    problem, (queries, documents) = scores.problem, scores.matrices
+    left, right = local_slices(scores)
+    factors = slope[:, None].expand(-1, problem.layout.batch)
     if queries.inverse is not None and documents.inverse is not None:
         weighted = factors * positive_scores(scores)
-        gradients[0].norms[:, rows] += weighted
-        gradients[1].norms[:, positives] += weighted
-        factors = factors * queries.inverse[:, rows] * documents.inverse[:, positives]
-    for k, factor in enumerate(_suffix_sums(factors).unsqueeze(2)):
-        gradients[0].blocks[k][rows].addcmul_(documents.blocks[k][positives], factor)
-        gradients[1].blocks[k][positives].addcmul_(queries.blocks[k][rows], factor)
+        gradients[0].norms[:, left] += weighted
+        gradients[1].norms[:, right] += weighted
+        factors = factors * queries.inverse[:, left] * documents.inverse[:, right]
+    factors = _suffix_sums(factors).unsqueeze(2)
+    _add_scaled(gradients[0].x[left], documents.x[right], factors, problem)
+    _add_scaled(gradients[1].x[right], queries.x[left], factors, problem)
 
 
 def _add_softmax_gradients(
@@ -179,80 +176,86 @@ def _add_softmax_gradients(
     count = len(problem.dims)
     groups = len(lse) - problem.distill
     memory = lse.new_empty((2 if problem.distill else 1) * count + 2, shape[0] * shape[1])
-    for tile in scores.tiles(shape):
-        scratch, *tiles = _cut(memory, tile)
-        if problem.distill and _is_query_to_doc(tile):
-            residuals = _distilled_residuals(tile, scores, lse, slope / slope.new_tensor([[groups], [1]]), tiles)
+    for part in parts(scores, shape):
+        scratch, *tiles = _cut(memory, part.tile)
+        less = lse[:, :, part.tile.rows, None]
+        if problem.distill and is_query_to_doc(part.tile):
+            slopes = slope / slope.new_tensor([[groups], [1]])
+            kept = _distilled_residuals(part, less, slopes, tiles)
+            slopes = torch.ones_like(slope[0])
         else:
-            residuals = _residuals(tile, scores, lse[tile.direction.group], slope[0] / groups, tiles)
-        _add_tile_gradients(tile, scores, gradients, residuals, scratch)
+            slopes = slope[0] / groups
+            kept = _residuals(part, less[part.tile.direction.group], tiles)
+        _add_tile_gradients(part, scores, gradients, kept, slopes, scratch)
 
 
-def _residuals(
-    tile: Tile, scores: Scores, lse: Tensor, slope: Tensor, memory: list[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each prefix: raw scores and softmax (R x C both), and the slope by which to multiply the softmax."""
-    total, *softmaxes = memory
-    excluded = scores.excluded(tile)
-    for k, softmax in enumerate(softmaxes):
-        accumulate(total, k, tile, scores)
-        logits(total, k, tile, scores, out=softmax, excluded=excluded, less=lse[k, tile.rows]).exp_()
-        yield total, softmax, slope[k]
+def _residuals(part: Part, lse: Tensor, memory: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each prefix: raw scores and softmax, R x C both. ``lse`` is K x R x 1."""
+    total = memory[0]
+    for k, (softmax, less) in enumerate(zip(memory[1:], lse.unbind(), strict=False)):
+        accumulate(total, k, part)
+        yield total, logits(total, k, part, out=softmax, less=less).exp_()
 
 
 def _distilled_residuals(
-    tile: Tile, scores: Scores, lse: Tensor, slope: Tensor, memory: list[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    part: Part, lse: Tensor, slope: Tensor, memory: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The same for both terms together: ``slope[0] * softmax + slope[1] * (softmax_k - softmax_K)``."""
-    count = len(scores.problem.dims)
+    count = slope.shape[1]
     raw, residuals, alone = memory[:count], memory[count:-1], memory[-1]
-    excluded = scores.excluded(tile)
     for k, residual in enumerate(residuals):
-        accumulate(raw[k], k, tile, scores, before=raw[k - 1])
-        logits(raw[k], k, tile, scores, out=alone, excluded=excluded, less=lse[-1, k, tile.rows]).exp_()
-        less = lse[tile.direction.group, k, tile.rows]
-        logits(raw[k], k, tile, scores, out=residual, excluded=excluded, less=less).exp_()
+        accumulate(raw[k], k, part, before=raw[k - 1])
+        logits(raw[k], k, part, out=alone, less=lse[-1, k]).exp_()
+        logits(raw[k], k, part, out=residual, less=lse[part.tile.direction.group, k]).exp_()
         residual.mul_(slope[0, k]).addcmul_(alone, slope[1, k])
     teacher = alone
     for k, residual in enumerate(residuals):
-        yield raw[k], residual.addcmul_(teacher, slope[1, k], value=-1), slope.new_ones(())
+        yield raw[k], residual.addcmul_(teacher, slope[1, k], value=-1)
 
 
 def _add_tile_gradients(
-    tile: Tile,
+    part: Part,
     scores: Scores,
     gradients: tuple[Gradient, Gradient],
-    residuals: Iterator[tuple[Tensor, Tensor, Tensor]],
+    residuals: Iterator[tuple[Tensor, Tensor]],
+    slope: Tensor,
     scratch: Tensor,
 ) -> None:
-    """Add the gradient of what has these residuals (``d loss / d similarity``) to the tile's rows and columns."""
-    rows, columns = tile.x_rows, tile.columns
-    x, y = scores.sides(tile)
-    to_x, to_y = gradients[tile.direction.rows], gradients[tile.direction.columns]
+    """Add the gradient of what has ``slope[k] * residual`` as its derivative by the similarities of prefix k."""
+    direction, rows, columns = part.tile.direction, part.tile.x_rows, part.tile.columns
+    to_x, to_y = gradients[direction.rows], gradients[direction.columns]
+    inverse = scores.matrices[direction.rows].inverse
+    left = (slope[:, None] if inverse is None else slope[:, None] * inverse[:, rows]).unbind()
+    row_norms, column_norms = to_x.norms[:, rows].unbind(), to_y.norms[:, columns].unbind()
     kept = []
-    for k, (total, residual, slope) in enumerate(residuals):
-        if x.inverse is None or y.inverse is None:
-            residual.mul_(slope)
+    for k, (total, residual) in enumerate(residuals):
+        if part.column_factors is None:
+            residual.mul_(left[k])
         else:
-            left, right = slope * x.inverse[k, rows], y.inverse[k, columns]
+            right = part.column_factors[k]
             torch.mul(total, residual, out=scratch)
-            to_x.norms[k, rows] += (scratch @ right).mul_(left)
-            to_y.norms[k, columns] += (left @ scratch).mul_(right)
-            residual.mul_(left[:, None]).mul_(right)
+            row_norms[k].addcmul_(scratch @ right, left[k])
+            column_norms[k].addcmul_(left[k] @ scratch, right)
+            residual.mul_(left[k][:, None]).mul_(right)
         kept.append(residual)
+    x_blocks, y_blocks = split(to_x.x[rows], part.problem), split(to_y.x[columns], part.problem)
     suffix: Tensor | None = None
     for k in reversed(range(len(kept))):
         suffix = kept[k] if suffix is None else suffix.add_(kept[k])
-        to_x.blocks[k][rows].addmm_(suffix, y.blocks[k][columns])
-        to_y.blocks[k][columns].addmm_(suffix.T, x.blocks[k][rows])
+        x_blocks[k].addmm_(suffix, part.columns[k].T)
+        y_blocks[k].addmm_(suffix.T, part.rows[k])
 
 
-def _add_norm_gradients(matrix: Matrix, gradient: Gradient) -> None:
-    if matrix.inverse is None:
-        return
-    factors = _suffix_sums(gradient.norms * matrix.inverse**2).unsqueeze(2)
-    for block, to_block, factor in zip(matrix.blocks, gradient.blocks, factors, strict=True):
-        to_block.addcmul_(block, factor, value=-1)
+def _add_norm_gradients(matrix: Matrix, gradient: Gradient, problem: Problem) -> None:
+    if matrix.inverse is not None:
+        factors = _suffix_sums(gradient.norms * matrix.inverse**2).neg_().unsqueeze(2)
+        _add_scaled(gradient.x, matrix.x, factors, problem)
+
+
+def _add_scaled(target: Tensor, x: Tensor, factors: Tensor, problem: Problem) -> None:
+    """Add to each block of ``target`` (n x D) that of ``x`` times its factors (K x n x 1)."""
+    for to_block, block, factor in zip(split(target, problem), split(x, problem), factors, strict=True):
+        to_block.addcmul_(block, factor)
 
 
 def _suffix_sums(x: Tensor) -> Tensor:

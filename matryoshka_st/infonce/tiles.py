@@ -19,8 +19,7 @@ from matryoshka_st.infonce.problem import Direction, Layout
 
 _CACHE_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 _CACHE_WHERE_UNKNOWN = 2**20  # bytes per core
-_MOST_GPU_MEMORY = 2**30
-_COLUMNS_PER_ROW = 2
+_MOST_CPU_TILE, _MOST_GPU_TILES = 2**22, 2**30  # bytes
 
 _override: ContextVar[tuple[int, int] | None] = ContextVar("tile_size", default=None)
 
@@ -55,13 +54,20 @@ def tile_size(rows: int, columns: int) -> Iterator[None]:
 
 
 def tile_shape(device: torch.device, itemsize: int, tiles: int) -> tuple[int, int]:
-    """Rows and columns such that ``tiles`` tiles fit the cache (CPU) or a share of the free memory (CUDA)."""
+    """Rows and columns of a tile: a quarter of the cache on a CPU; on CUDA, ``tiles`` of them in free memory.
+
+    Measured on two cores with 2 MiB of cache each, 6 and 24 prefixes: smaller tiles slow the matrix products down and
+    larger ones the rest.
+    """
     override = _override.get()
     if override is not None:
         return override
-    budget = _cuda_budget(device) if device.type == "cuda" else _cache_per_core() * torch.get_num_threads()
-    elements = max(budget // (tiles * itemsize), 2**15)
-    rows = 2 ** round(math.log2(elements / _COLUMNS_PER_ROW) / 2)
+    if device.type == "cuda":
+        tile = min(torch.cuda.mem_get_info(device)[0] // 8, _MOST_GPU_TILES) // tiles
+    else:
+        tile = min(_cache_per_core() * torch.get_num_threads() // 4, _MOST_CPU_TILE)
+    elements = max(tile // itemsize, 2**14)
+    rows = 2 ** int(math.log2(elements) / 2)
     return rows, elements // rows
 
 
@@ -108,8 +114,3 @@ def _cache_per_core() -> int:
         return int(size.removesuffix("K")) * 1024
     except (OSError, ValueError):
         return _CACHE_WHERE_UNKNOWN
-
-
-def _cuda_budget(device: torch.device) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    return min(free // 8, _MOST_GPU_MEMORY)
