@@ -1,25 +1,28 @@
 """What the Triton kernels read: padded blocks, inverse prefix norms, keys and guides of queries and documents.
 
-Legend: B local rows, W samples, N documents, D width, K prefixes, S coordinates per step, P width once each block b_k is
-padded to whole steps, G width of the guide.
+Legend: B local rows, W samples, N documents, K prefixes, S coordinates per step, P width once each block b_k is padded
+to whole steps.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import triton
 from jaxtyping import Float
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from matryoshka_st.infonce.exclusions import margin_bounds, match_keys
 from matryoshka_st.infonce.problem import DOCUMENTS, QUERIES, Beside, Direction, Layout, Problem, local_rows
-from matryoshka_st.infonce.triton_kernels import Side, Task, log_sum_exps
+from matryoshka_st.infonce.triton_tiles import Side, Span, Task, place
 
-INTERPRETED = isinstance(log_sum_exps, InterpretedFunction)
+INTERPRETED = isinstance(place, InterpretedFunction)
 _NO_NORM = 1e-12  # the eps of torch.nn.functional.normalize
+_SCRATCH = 2**27  # bytes
+_HARDNESS = {None: 0, "in_batch_negatives": 1, "hard_negatives": 2, "all_negatives": 3}
 
 
 class Blocks(NamedTuple):
@@ -44,7 +47,10 @@ BLOCKS = {
 
 
 class Plan(NamedTuple):
-    """A problem cut for the kernels; ``widths`` are those of the blocks, ``ends`` (K) are in steps."""
+    """A problem cut for the kernels; ``widths`` are those of the blocks, ``ends`` (K) are in steps.
+
+    ``scratch`` bounds, in bytes, the residuals of a region and the log-sum-exps of single tiles.
+    """
 
     problem: Problem
     dtype: torch.dtype
@@ -52,6 +58,7 @@ class Plan(NamedTuple):
     widths: tuple[int, ...]
     ends: Tensor
     prefix_of_step: Tensor
+    scratch: int
 
     @property
     def precision(self) -> str:
@@ -91,7 +98,13 @@ def plan_of(queries: Tensor, documents: Tensor, problem: Problem) -> Plan:
     steps = torch.tensor([-(-width // blocks.step) for width in widths], dtype=torch.int32)
     prefix_of_step = torch.arange(count, dtype=torch.int32).repeat_interleave(steps)
     ends = steps.cumsum(0, dtype=torch.int32)
-    return Plan(problem, queries.dtype, blocks, widths, ends.to(queries.device), prefix_of_step.to(queries.device))
+    device = queries.device
+    return Plan(problem, queries.dtype, blocks, widths, ends.to(device), prefix_of_step.to(device), _SCRATCH)
+
+
+def padded_widths(plan: Plan) -> list[int]:
+    """The blocks' widths in whole steps."""
+    return [-(-width // plan.blocks.step) * plan.blocks.step for width in plan.widths]
 
 
 def operands_of(queries: Tensor, documents: Tensor, plan: Plan) -> tuple[Operand, Operand]:
@@ -124,8 +137,8 @@ def masks_of(queries: Tensor, documents: Tensor, plan: Plan, beside: Beside) -> 
         positives = guides[DOCUMENTS][offset : offset + batch].float()
         width = (guides[0].shape[1],)
         masks = masks._replace(
-            guides=tuple(_padded(guide, width, plan.blocks.step) for guide in guides),
-            guide_inverses=tuple(_inverse(_norms(guide)) for guide in guides),
+            guides=(_padded(guides[0], width, plan.blocks.step), _padded(guides[1], width, plan.blocks.step)),
+            guide_inverses=(_inverse(_norms(guides[0])), _inverse(_norms(guides[1]))),
             bounds=margin_bounds(local, positives, problem.margin, Layout(batch, batch)),
         )
     return masks
@@ -171,17 +184,51 @@ def task_of(plan: Plan, masks: Masks) -> Task:
     )
 
 
+def options_of(direction: Direction, plan: Plan, columns: int) -> dict[str, Any]:
+    """The compile-time arguments of a kernel of score tiles with so many columns."""
+    blocks = plan.blocks
+    return {
+        "OWN": direction.own,
+        "HARDNESS": _HARDNESS[plan.problem.hardness_mode] if is_query_to_doc(direction) else 0,
+        "PRECISION": plan.precision,
+        "STEP": blocks.step,
+        "ROWS": blocks.rows,
+        "COLUMNS": columns,
+        "num_warps": blocks.num_warps,
+        "num_stages": blocks.num_stages,
+    }
+
+
+def grid_of(span: Span, plan: Plan, columns: int) -> tuple[int]:
+    """One program per tile."""
+    down = triton.cdiv(span.end_row - span.row, plan.blocks.rows)
+    return (down * triton.cdiv(span.end_column - span.column, columns),)
+
+
+def is_query_to_doc(direction: Direction) -> bool:
+    """Whether its logits are those that hardness and distillation are about."""
+    return direction[:2] == (QUERIES, DOCUMENTS)
+
+
+def whole(count: int, unit: int) -> int:
+    """The largest multiple of ``unit`` that is not above ``count``; one unit at least."""
+    return max(count // unit, 1) * unit
+
+
 def _padded(x: Tensor, widths: tuple[int, ...], step: int) -> Tensor:
     """``x`` with each block padded with zeros to whole steps: itself where they are whole."""
     if INTERPRETED and x.dtype == torch.bfloat16:  # the interpreter multiplies the bits of bfloat16
         x = x.float()
     if x.stride(1) == 1 and not any(width % step for width in widths):
         return x
-    return torch.cat([F.pad(block, (0, -width % step)) for block, width in zip(x.split(widths, 1), widths, strict=True)], 1)
+    return torch.cat(
+        [F.pad(block, (0, -width % step)) for block, width in zip(x.split(widths, 1), widths, strict=True)], 1
+    )
 
 
 def _norms(x: Tensor) -> Float[Tensor, " rows"]:
-    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+    return norms
 
 
 def _inverse(norms: Tensor) -> Tensor:
