@@ -10,6 +10,11 @@ import string
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # then triton's kernels are interpreted; it looks when it is first imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed

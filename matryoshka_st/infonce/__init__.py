@@ -81,7 +81,7 @@ def nested_infonce(
         beside: Ids of equal texts and the guide's embeddings, for the masks.
         layout: Which samples the rows are, where ``documents`` are gathered from several processes
             (:mod:`matryoshka_st.infonce.problem`); default: all of them.
-        engine: ``tiled`` runs anywhere, ``triton`` on CUDA; ``auto`` takes triton where it can.
+        engine: ``tiled`` runs anywhere, ``triton`` on CUDA; ``auto`` takes triton on CUDA where it can.
 
     Returns:
         ``weight * loss`` for each dim, **ascending by dim**; their sum is the training loss.
@@ -214,7 +214,7 @@ def _triton_engine(queries: Tensor, problem: Problem, engine: str) -> Any | None
         module = import_module("matryoshka_st.infonce.triton")
         why_not: str | None = module.why_not(queries, problem)
     except ImportError as error:
-        why_not = f"it cannot be imported ({error})"
+        why_not = f"it cannot be imported ({error}; try pip install 'matryoshka-st[triton]')"
     if why_not is None:
         return module
     if engine == "auto":
