@@ -72,38 +72,14 @@ def check(context: typer.Context) -> None:
     run([*context.args, "--dry_run"], prog="matryoshka-st check")
 
 
-@app.command("eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or 'bundled'.")],
-    tasks: Annotated[list[str], typer.Option(help="mteb tasks; repeat the flag or separate by commas.")],
-    dims: Annotated[
-        str | None, typer.Option(help="Dims, separated by commas; default: those the model declares.")
-    ] = None,
-    dataset_mirror: Annotated[
-        Path | None, typer.Option(help="Local datasets, DIR/mteb/<name>; nothing is fetched.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of mteb result JSON; finished work is not redone.")
-    ] = None,
-    languages: Annotated[
-        str | None, typer.Option(help="Languages to score, separated by commas, for example eng.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts per forward pass.")] = 32,
-) -> None:
-    """Score every dim of a model on real mteb tasks, encoding each text once."""
-    from matryoshka_st.evaluation.harness import run_eval
+@app.command("eval", context_settings=PASS_THROUGH)
+def evaluate(context: typer.Context) -> None:
+    """Score every dim of a model on real mteb tasks, encoding each text once (eval --help lists the flags)."""
+    from matryoshka_st.evaluation.command import main as run
     from matryoshka_st.training.run import quiet_logging
 
     quiet_logging()
-    run_eval(
-        model,
-        [name for word in tasks for name in _words(word)],
-        dims=_integers("--dims", dims),
-        mirror=dataset_mirror,
-        output=output,
-        languages=_words(languages) or None,
-        batch_size=batch_size,
-    )
+    run(context.args, prog="matryoshka-st eval")
 
 
 @app.command()
@@ -114,13 +90,12 @@ def rotate(
     ],
     output: Annotated[Path, typer.Option(help="Folder of the rotated model.")],
     max_texts: Annotated[int, typer.Option(help="Fit on at most so many texts.")] = 5000,
-    dims: Annotated[str | None, typer.Option(help="Dims to declare, separated by commas.")] = None,
 ) -> None:
     """Make a model cuttable without training: full width unchanged, prefixes better."""
     from matryoshka_st.rotation import rotate as run
     from matryoshka_st.training.held_out import load_texts
 
-    folder = run(model, load_texts(texts, max_texts), output, dims=_integers("--dims", dims) or None, progress=True)
+    folder = run(model, load_texts(texts, max_texts), output, progress=True)
     typer.echo(f"Rotated model: {folder}")
 
 
@@ -134,15 +109,3 @@ def verify(path: Annotated[Path, typer.Argument(help="Folder of a saved model.")
         typer.echo(f"{'ok  ' if item.ok else 'FAIL'} {item.name}: {item.detail}")
     if not report.ok:
         raise SystemExit(1)
-
-
-def _words(value: str | None) -> list[str]:
-    return [word for word in (value or "").replace(",", " ").split() if word]
-
-
-def _integers(flag: str, value: str | None) -> list[int]:
-    words = _words(value)
-    for word in words:
-        if not word.lstrip("-").isdigit():
-            raise UserError(f"{flag} got {word!r}, which is not an integer; give dims such as 256,128,64.")
-    return [int(word) for word in words]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
 from transformers import HfArgumentParser
 
 from matryoshka_st.errors import UserError, did_you_mean
+from matryoshka_st.flags import OneSentence
 from matryoshka_st.training.arguments import (
     DataArguments,
     MatryoshkaArguments,
@@ -44,14 +44,8 @@ EPILOG = """examples:
 """
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        bad = re.fullmatch(r"argument (--\w+)\S*: invalid (\w+) value: (.*)", message)
-        if bad:
-            flag, kind, value = bad.groups()
-            kind = {"int": "an integer", "float": "a number"}.get(kind, f"a valid {kind}")
-            message = f"{flag} got {value}, which is not {kind}"
-        raise UserError(f"{message}; see --help for what each flag takes.")
+class _Parser(OneSentence, HfArgumentParser):
+    pass
 
 
 def parse_recipe(argv: Sequence[str], prog: str = "finetune.py") -> Recipe:

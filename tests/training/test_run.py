@@ -71,7 +71,7 @@ def test_the_card_names_the_loss_and_holds_no_training_row(flags: list[str], tmp
 
 
 def test_the_untouched_model_is_scored_first(flags: list[str], tiny_model_path: Path) -> None:
-    recipe = parse_recipe([*flags, "--rotate", "train", "--max_steps", "1"])
+    recipe = parse_recipe([*flags, "--rotate", "train", "--matryoshka_dims", "32", "2", "1"])
     prepared, before = run.prepare(recipe)
     assert before == prepared.evaluator.scores(SentenceTransformer(str(tiny_model_path), device="cpu"))
     assert before != prepared.evaluator.scores(prepared.model)

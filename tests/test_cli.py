@@ -1,0 +1,97 @@
+"""The command line: what commands there are, and exit code 2 with one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from matryoshka_st import cli
+from matryoshka_st.export import declared_dims, save_model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``matryoshka-st`` in this process; returns exit code, stdout and stderr."""
+
+    def command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["matryoshka-st", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        return caught.value.code or 0, printed.out, printed.err
+
+    return command
+
+
+def test_the_commands(run: Run) -> None:
+    code, text, _ = run("--help")
+    assert code == 0
+    commands = [line.split()[0] for line in text.split("Commands:")[1].splitlines() if line.strip()]
+    assert commands == ["quickstart", "train", "check", "eval", "rotate", "verify"]
+
+
+@pytest.mark.parametrize("command", ["quickstart", "train", "check", "eval", "rotate", "verify"])
+def test_each_command_explains_itself(run: Run, command: str) -> None:
+    code, text, _ = run(command, "--help")
+    assert code == 0
+    assert "usage" in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "--matryoshka_dims", "0"], "matryoshka_dims holds 0; each dim is a whole number from 1 to 384."),
+        (["train", "--matryoshka_dims", "385"], "matryoshka_dims holds 385, above the model's width of 384;"),
+        (["train", "--matryoshka_dims", "1.5"], "--matryoshka_dims got '1.5', which is not an integer;"),
+        (["train", "--learning-rat", "1"], "Unknown flag --learning_rat; did you mean '--learning_rate'?"),
+        (["train", "--model_name_or_path", "./nowhere"], "Model folder './nowhere' does not exist;"),
+        (["train", "--train_data", "nowhere.jsonl"], "'nowhere.jsonl' does not exist;"),
+        (["check", "--config", "nowhere.yaml"], "Recipe nowhere.yaml cannot be read"),
+        (["eval", "bundled"], "the following arguments are required: --tasks;"),
+        (["eval", "bundled", "--task", "STS12"], "the following arguments are required: --tasks;"),
+        (["eval", "bundled", "--tasks", "STS12", "--dim", "8"], "Unknown argument '--dim'; did you mean '--dims'?"),
+        (["eval", "bundled", "--tasks", "STS12", "--dims", "a"], "--dims got 'a', which is not an integer;"),
+        (["eval", "bundled", "--tasks", "STS12", "--dims", "8", "8"], "matryoshka_dims names 8 more than once;"),
+        (["rotate", "bundled", "--texts", "nowhere.txt", "--output", "x"], "nowhere.txt cannot be read as text"),
+        (["verify", "nowhere"], "nowhere"),
+        (["quickstart", "--test-queries", "3"], "test_queries is 3; give 10 or more."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_code_2(
+    run: Run, words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run(*words)
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert len(lines) == 1 and sentence in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_rotate_then_verify(run: Run, tiny_model_path: Path, tmp_path: Path) -> None:
+    texts, output = tmp_path / "texts.txt", tmp_path / "rotated"
+    texts.write_text("\n".join(f"text number {i} of many" for i in range(64)))
+    code, text, _ = run("rotate", tiny_model_path, "--texts", texts, "--output", output)
+    assert code == 0
+    assert f"Rotated model: {output}" in text
+    assert declared_dims(output) == (4, 8, 16, 32)
+    code, text, _ = run("verify", output)
+    assert code == 0
+    assert "FAIL" not in text and "ok   dim 8" in text
+
+
+def test_verify_fails_on_a_poisoned_model(run: Run, tiny_model: SentenceTransformer, tmp_path: Path) -> None:
+    folder = save_model(tiny_model, tmp_path / "model", dims=[8, 32])
+    config = folder / "config_sentence_transformers.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "truncate_dim": 8}))
+    code, text, _ = run("verify", folder)
+    assert code == 1
+    assert "FAIL truncate_dim" in text
