@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from matryoshka_st.losses.cached import CachedMatryoshkaContrastiveLoss
 from matryoshka_st.losses.contrastive import MatryoshkaContrastiveLoss
+from matryoshka_st.losses.schedule import WeightSchedule
 
-__all__ = ["MatryoshkaContrastiveLoss"]
+__all__ = ["MatryoshkaContrastiveLoss", "CachedMatryoshkaContrastiveLoss", "WeightSchedule"]

@@ -126,8 +126,8 @@ def test_a_non_finite_loss_stops_before_the_step_and_saves_nothing(
     def poisoned(*arguments: object) -> torch.nn.Module:
         loss = build(*arguments)
         plain, calls = loss.compute_loss_from_embeddings, iter(range(100))
-        loss.compute_loss_from_embeddings = lambda x: {
-            name: value * (torch.nan if next(calls) == 15 else 1.0) for name, value in plain(x).items()
+        loss.compute_loss_from_embeddings = lambda *arguments: {
+            name: value * (torch.nan if next(calls) == 15 else 1.0) for name, value in plain(*arguments).items()
         }
         return loss
 
