@@ -16,7 +16,7 @@ from matryoshka_st.errors import UserError
 from matryoshka_st.infonce import DirectionName, Engine, PartitionMode, nested_problem, nested_terms
 from matryoshka_st.infonce.problem import QUERIES, HardnessMode, Layout, Margin, MarginStrategy, Similarity
 from matryoshka_st.losses.beside import TextBeside, guide_embeddings, text_ids
-from matryoshka_st.losses.embedding import TermsOf, check_columns, full_width, plain_terms
+from matryoshka_st.losses.embedding import TermsOf, check_columns, full_width, plain_terms, require_rows
 from matryoshka_st.losses.gather import JoinedBatch, joined_batch, world
 from matryoshka_st.losses.schedule import PrefixSchedule
 from matryoshka_st.losses.terms import LossTerms
@@ -216,9 +216,8 @@ class MatryoshkaContrastiveLoss(nn.Module):
         if self.gather_across_devices and world()[1] > 1:
             queries_too = any(direction.columns == QUERIES for direction in self.problem.directions)
             return joined_batch(embeddings, queries_too=queries_too)
+        require_rows(embeddings)
         rows = len(embeddings[0])
-        if not rows:
-            raise UserError("The batch is empty; give one row or more.")
         return JoinedBatch(embeddings[0], torch.cat(list(embeddings[1:])), Layout(rows, rows))
 
     def _named(self, losses: Tensor, asked: list[int], chosen: list[int]) -> LossTerms:

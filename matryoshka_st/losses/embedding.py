@@ -94,6 +94,16 @@ def check_columns(embeddings: Sequence[Tensor], dim: int, least: int) -> None:
         )
 
 
+def require_rows(embeddings: Sequence[Tensor]) -> None:
+    """Refuse an empty batch.
+
+    Raises:
+        UserError: If there is no row.
+    """
+    if not len(embeddings[0]):
+        raise UserError("The batch is empty; give one row or more.")
+
+
 def check_mini_batches(
     model: nn.Module, mini_batch_size: int | None, mini_batch_num_tokens: int | None = None
 ) -> None:
