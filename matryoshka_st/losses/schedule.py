@@ -98,7 +98,11 @@ class WeightSchedule(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Before the first batch of each optimizer step."""
+        self.tell(state.global_step / max(state.max_steps - 1, 1))
+
+    def tell(self, progress: float) -> None:
+        """Set how far the run is, 0 at its first step and 1 at its last."""
         for module in self.loss.modules():
             schedule = getattr(module, "schedule", None)
             if isinstance(schedule, PrefixSchedule):
-                schedule.progress = state.global_step / max(state.max_steps - 1, 1)
+                schedule.progress = progress
