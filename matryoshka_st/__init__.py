@@ -8,9 +8,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "CachedMatryoshkaContrastiveLoss": "matryoshka_st.losses",
+    "CombinedLoss": "matryoshka_st.losses",
     "MatryoshkaContrastiveLoss": "matryoshka_st.losses",
     "MatryoshkaDims": "matryoshka_st.nesting",
+    "SpreadOutLoss": "matryoshka_st.losses",
+    "TeacherDistillLoss": "matryoshka_st.losses",
     "UserError": "matryoshka_st.errors",
+    "WeightSchedule": "matryoshka_st.losses",
     "load_model": "matryoshka_st.models",
     "nested_infonce": "matryoshka_st.infonce",
     "truncate_normalize": "matryoshka_st.nesting",

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from matryoshka_st.losses.cached import CachedMatryoshkaContrastiveLoss
+from matryoshka_st.losses.combined import CombinedLoss
 from matryoshka_st.losses.contrastive import MatryoshkaContrastiveLoss
+from matryoshka_st.losses.regularizers import SpreadOutLoss, TeacherDistillLoss
+from matryoshka_st.losses.schedule import WeightSchedule
 
-__all__ = ["MatryoshkaContrastiveLoss"]
+__all__ = [
+    "MatryoshkaContrastiveLoss",
+    "CachedMatryoshkaContrastiveLoss",
+    "CombinedLoss",
+    "SpreadOutLoss",
+    "TeacherDistillLoss",
+    "WeightSchedule",
+]

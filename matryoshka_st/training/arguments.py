@@ -102,6 +102,56 @@ class MatryoshkaArguments:
     partition_mode: Literal["joint", "per_direction"] = field(
         default="joint", metadata={"help": "One softmax over all directions, or one each, averaged."}
     )
+    matryoshka_weights_end: list[float] | None = field(
+        default=None, metadata={"help": "Weights at the last step, reached linearly. Default: they stay."}
+    )
+    n_dims_per_step: int = field(
+        default=-1, metadata={"help": "Train so many dims per step, drawn at random, the same everywhere; -1: all."}
+    )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Texts per forward pass: caches gradients, so that any --per_device_train_batch_size fits, at the "
+            "price of embedding each text twice. Default: no cache."
+        },
+    )
+    mini_batch_num_tokens: int | None = field(
+        default=None, metadata={"help": "The same, with mini-batches of about so many tokens."}
+    )
+    gather_across_devices: bool = field(
+        default=False,
+        metadata={"help": "Contrast with the documents of all processes. Needs --dataloader_drop_last."},
+    )
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = field(
+        default=None, metadata={"help": "Which negatives weigh more the harder they are. Default: none."}
+    )
+    hardness_strength: float = field(default=0.0, metadata={"help": "How much more; 5 or 9 is usual."})
+    exclude_duplicates: bool = field(
+        default=False,
+        metadata={"help": "Leave texts equal to a row's own out of its negatives, across processes too."},
+    )
+    margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out negatives that score within this margin of the positive, or above it. Default: none."
+        },
+    )
+    margin_strategy: Literal["absolute", "relative"] = field(
+        default="absolute", metadata={"help": "The margin as it is, or as a share of the positive's score."}
+    )
+    guide: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder of the model whose scores --margin looks at. Default: its own."},
+    )
+    distill_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the prefixes' divergence from the full width's softmax."}
+    )
+    spread_out_weight: float = field(
+        default=0.0, metadata={"help": "Weight of spread-out regularisation at every dim."}
+    )
+    engine: Literal["auto", "tiled", "triton"] = field(
+        default="auto", metadata={"help": "How the loss is computed; auto takes triton on CUDA where it can."}
+    )
 
 
 @dataclass

@@ -18,13 +18,14 @@ from matryoshka_st.data import describe_columns, load_pairs, load_training_sets,
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
 from matryoshka_st.export import check_target, declare_dims
-from matryoshka_st.losses import MatryoshkaContrastiveLoss
+from matryoshka_st.losses import WeightSchedule
 from matryoshka_st.models import embedding_width, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import rotate_model
 from matryoshka_st.training.arguments import Recipe
 from matryoshka_st.training.held_out import build_evaluator, sample_texts
 from matryoshka_st.training.lora import add_lora
+from matryoshka_st.training.loss import build_loss
 
 logger = logging.getLogger(__name__)
 
@@ -97,19 +98,6 @@ def load_train_data(recipe: Recipe) -> Dataset | DatasetDict:
     return _head(train, data.max_train_rows, recipe.trainer.seed)
 
 
-def build_loss(recipe: Recipe, model: SentenceTransformer, dims: tuple[int, ...]) -> MatryoshkaContrastiveLoss:
-    """The loss of the recipe around the model."""
-    loss = recipe.matryoshka
-    return MatryoshkaContrastiveLoss(
-        model,
-        loss.matryoshka_dims or dims,
-        loss.matryoshka_weights,
-        scale=loss.scale,
-        directions=loss.directions,  # type: ignore[arg-type]  # checked by the loss
-        partition_mode=loss.partition_mode,
-    )
-
-
 def score(model: SentenceTransformer, evaluator: MatryoshkaEvaluator) -> dict[int, float]:
     """The score at each dim, measured by the main process and told to all."""
     state = PartialState()
@@ -134,6 +122,7 @@ def dry_run(recipe: Recipe) -> None:
         console.print(f"[bold]{name}[/bold]: ", end="")
         console.print(describe_columns(dataset), markup=False)
     loss = build_loss(recipe, prepared.model, prepared.dims).train()
+    WeightSchedule(loss).tell(0.0)
     rows = next(iter(sets.values()))[:2]
     terms = loss([_to(prepared.model.preprocess(rows[name]), prepared.model.device) for name in rows])
     torch.stack(list(terms.values())).sum().backward()

@@ -24,7 +24,8 @@ from matryoshka_st.models import load_model, resolve_model
 from matryoshka_st.training.arguments import Recipe
 from matryoshka_st.training.checkpoints import checkpoint_at, newest_complete, set_aside
 from matryoshka_st.training.lora import merge_lora
-from matryoshka_st.training.prepare import build_loss, dry_run, prepare, score
+from matryoshka_st.training.loss import build_loss
+from matryoshka_st.training.prepare import dry_run, prepare, score
 from matryoshka_st.training.recipe import as_yaml, parse_recipe
 from matryoshka_st.training.summary import Scores, table, verdict, write_metrics, write_text
 from matryoshka_st.training.trainer import MatryoshkaTrainer

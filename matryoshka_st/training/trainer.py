@@ -1,4 +1,4 @@
-"""Sentence-transformers' trainer, with one addition: what is not finite stops the run and is never saved."""
+"""Sentence-transformers' trainer: it stops at what is not finite, never saves it, and tells the loss how far it is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from matryoshka_st.errors import UserError
+from matryoshka_st.losses import WeightSchedule
 
 
 class MatryoshkaTrainer(SentenceTransformerTrainer):
@@ -17,6 +18,11 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
     The host logs a NaN loss as 0 and trains on (``logging_nan_inf_filter``), ending "successfully" with NaN weights.
     The check reads one number per step back from the device.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.loss, nn.Module):
+            self.add_callback(WeightSchedule(self.loss))
 
     def compute_loss(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -96,12 +97,25 @@ def test_the_trainer_logs_each_dim_and_the_card_describes_the_loss(
 
 
 def test_its_config_is_json_with_what_was_asked_for(tiny_model: SentenceTransformer) -> None:
+    guide = copy.deepcopy(tiny_model)
+    guide.model_card_data.base_model = "a/guide"
     loss = MatryoshkaContrastiveLoss(
         tiny_model,
         [4, 32],
         [1.0, 3.0],
         directions=("query_to_doc", "doc_to_query"),
         partition_mode="per_direction",
+        hardness_mode="in_batch_negatives",
+        hardness_strength=9.0,
+        gather_across_devices=True,
+        n_dims_per_step=1,
+        matryoshka_weights_end=[2.0, 1.0],
+        exclude_duplicates=True,
+        margin=0.05,
+        margin_strategy="relative",
+        guide=guide,
+        distill_weight=0.5,
+        engine="tiled",
     )
     assert json.loads(json.dumps(loss.get_config_dict())) == {
         "matryoshka_dims": [4, 32],
@@ -109,6 +123,18 @@ def test_its_config_is_json_with_what_was_asked_for(tiny_model: SentenceTransfor
         "scale": 20.0,
         "directions": ["query_to_doc", "doc_to_query"],
         "partition_mode": "per_direction",
+        "similarity": "cosine",
+        "hardness_mode": "in_batch_negatives",
+        "hardness_strength": 9.0,
+        "gather_across_devices": True,
+        "n_dims_per_step": 1,
+        "matryoshka_weights_end": [2.0, 1.0],
+        "exclude_duplicates": True,
+        "margin": 0.05,
+        "margin_strategy": "relative",
+        "guide": "a/guide",
+        "distill_weight": 0.5,
+        "engine": "tiled",
     }
 
 

@@ -78,7 +78,14 @@ def test_the_untouched_model_is_scored_first(flags: list[str], tiny_model_path: 
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["--rotate", "train"], ["--lora", "--lora_dropout", "0.2"]], ids=["plain", "rotated", "lora"]
+    "extra",
+    [
+        [],
+        ["--rotate", "train"],
+        ["--lora", "--lora_dropout", "0.2"],
+        ["--n_dims_per_step", "2", "--matryoshka_weights_end", "0", "1", "2", "--mini_batch_size", "3"],
+    ],
+    ids=["plain", "rotated", "lora", "drawn dims, moving weights, cached"],
 )
 def test_killed_and_resumed_ends_with_the_same_weights(
     flags: list[str], tmp_path: Path, extra: list[str], monkeypatch: pytest.MonkeyPatch
@@ -126,8 +133,8 @@ def test_a_non_finite_loss_stops_before_the_step_and_saves_nothing(
     def poisoned(*arguments: object) -> torch.nn.Module:
         loss = build(*arguments)
         plain, calls = loss.compute_loss_from_embeddings, iter(range(100))
-        loss.compute_loss_from_embeddings = lambda x: {
-            name: value * (torch.nan if next(calls) == 15 else 1.0) for name, value in plain(x).items()
+        loss.compute_loss_from_embeddings = lambda *arguments: {
+            name: value * (torch.nan if next(calls) == 15 else 1.0) for name, value in plain(*arguments).items()
         }
         return loss
 

@@ -1,0 +1,67 @@
+"""The loss that a recipe asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from matryoshka_st.losses import (
+    CachedMatryoshkaContrastiveLoss,
+    CombinedLoss,
+    MatryoshkaContrastiveLoss,
+    SpreadOutLoss,
+)
+from matryoshka_st.models import load_model
+from matryoshka_st.training.arguments import MatryoshkaArguments, Recipe
+
+_DEFAULT_MINI_BATCH_SIZE = 32
+
+
+def build_loss(recipe: Recipe, model: SentenceTransformer, dims: tuple[int, ...]) -> nn.Module:
+    """The loss of the recipe around the model.
+
+    Args:
+        recipe: The run.
+        model: The model to train.
+        dims: Used where the recipe names no ``matryoshka_dims``.
+
+    Raises:
+        UserError: If the loss refuses its options.
+    """
+    loss = recipe.matryoshka
+    chosen = loss.matryoshka_dims or dims
+    options = _options(recipe)
+    sizes = _mini_batches(loss)
+    if loss.spread_out_weight:
+        terms = {
+            "contrastive": MatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **options),
+            "spread_out": SpreadOutLoss(model, chosen, loss.matryoshka_weights),
+        }
+        return CombinedLoss(model, terms, {"spread_out": loss.spread_out_weight}, **sizes)
+    if sizes:
+        return CachedMatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **sizes, **options)
+    return MatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **options)
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    loss = recipe.matryoshka
+    guide = None
+    if loss.guide is not None:
+        guide = load_model(
+            loss.guide, device=str(recipe.trainer.device), trust_remote_code=recipe.model.trust_remote_code
+        )
+    names = (
+        "scale", "directions", "partition_mode", "hardness_mode", "hardness_strength", "gather_across_devices",
+        "n_dims_per_step", "matryoshka_weights_end", "exclude_duplicates", "margin", "margin_strategy",
+        "distill_weight", "engine",
+    )  # fmt: skip
+    return {**{name: getattr(loss, name) for name in names}, "guide": guide}
+
+
+def _mini_batches(loss: MatryoshkaArguments) -> dict[str, Any]:
+    if loss.mini_batch_size is None and loss.mini_batch_num_tokens is None:
+        return {}
+    size = _DEFAULT_MINI_BATCH_SIZE if loss.mini_batch_size is None else loss.mini_batch_size
+    return {"mini_batch_size": size, "mini_batch_num_tokens": loss.mini_batch_num_tokens}
