@@ -13,6 +13,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from matryoshka_st import UserError
@@ -188,6 +190,25 @@ def test_batches_that_do_not_fit_are_an_error_everywhere(
 ) -> None:
     results = run_processes(2, one_step, str(tiny_bert_path), rows, columns, mini_batch_size)
     assert all(isinstance(result, UserError) and sentence in str(result) for result in results), results
+
+
+def train_sharded(rank: int, world: int, bert: str, case: Case) -> list[Tensor]:
+    model = tiny(bert)
+    loss = case.loss(model, gather_across_devices=True)
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    loss(features(model, case.columns, slice(rank * ROWS, (rank + 1) * ROWS), world * ROWS)).total().backward()
+    return [gradient.full_tensor() for gradient in gradients(model)]
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3], ids=["plain", "cached"])
+def test_sharded_models_get_the_same_gradients(tiny_bert_path: Path, mini_batch_size: int | None) -> None:
+    case = Case(3, mini_batch_size, {"directions": DIRECTIONS[-1]})
+    sharded, _ = run_processes(2, train_sharded, str(tiny_bert_path), case)
+    assert not isinstance(sharded, Exception), sharded
+    model = tiny(str(tiny_bert_path))
+    Case(3, None, case.options).loss(model)(features(model, 3, slice(None), 2 * ROWS)).total().backward()
+    for got, want in zip(sharded, gradients(model), strict=True):
+        assert (got - want).abs().max() <= 1e-10 * max(1.0, want.abs().max().item())
 
 
 def draw_dims(rank: int, world: int, bert: str) -> list[list[str]]:

@@ -285,10 +285,15 @@ def test_a_truncated_model_is_refused(flags: list[str], tiny_model_path: Path, t
         run.train(parse_recipe([*flags, "--model_name_or_path", str(poisoned)]))
 
 
-def test_two_processes_train_and_save_one_model(flags: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["--gather_across_devices", "--mini_batch_size", "3", "--exclude_duplicates", "--n_dims_per_step", "2"]],
+    ids=["apart", "gathered, cached, drawn dims"],
+)
+def test_two_processes_train_and_save_one_model(flags: list[str], tmp_path: Path, extra: list[str]) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     done = subprocess.run(
-        [*launch, str(SCRIPT), *flags, "--max_steps", "4"],
+        [*launch, str(SCRIPT), *flags, *extra, "--max_steps", "4"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
