@@ -15,9 +15,13 @@ import torch
 if not torch.cuda.is_available():  # then triton's kernels are interpreted; it looks when it is first imported
     os.environ["TRITON_INTERPRET"] = "1"
 
+from hypothesis import settings
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
+
+settings.register_profile("seeded", derandomize=True)
+settings.load_profile("seeded")
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_WIDTH = 32

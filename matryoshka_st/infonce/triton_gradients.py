@@ -152,7 +152,7 @@ def _regions(rows: int, columns: int, capacity: tuple[int, ...]) -> Iterator[Spa
 def _add_products(out: Tensor, residuals: Tensor, strides: kernels.Strides, y: Tensor, plan: Plan) -> None:
     blocks = plan.blocks
     inner = min(blocks.rows, blocks.narrow, BLOCKS[plan.dtype].step)
-    exact = plan.dtype == torch.bfloat16 and not INTERPRETED
+    rounded = plan.dtype == torch.bfloat16 and not INTERPRETED
     kernels.block_products[(len(plan.prefix_of_step), triton.cdiv(len(out), blocks.rows))](
         out,
         out.stride(0),
@@ -163,7 +163,7 @@ def _add_products(out: Tensor, residuals: Tensor, strides: kernels.Strides, y: T
         plan.prefix_of_step,
         len(out),
         len(y),
-        OPERANDS=tl.bfloat16 if exact else tl.float32,
+        OPERANDS=tl.bfloat16 if rounded else tl.float32,
         PRECISION="tf32" if plan.dtype == torch.float16 else plan.precision,
         STEP=blocks.step,
         ROWS=blocks.rows,

@@ -24,6 +24,7 @@ EVERYTHING = {
     "margin": Margin(0.1),
     "distill": True,
 }
+SHARED_MEMORY = {80: 101_376, 90: 232_448}  # bytes per program: the least of compute capability 8.x, and of 9.0
 launch = JITFunction.run
 compiled = set()
 
@@ -44,6 +45,8 @@ class AbsentGpu:
 
 def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
     done = launch(kernel, *args, grid=grid, warmup=True, **kwargs)
+    if done.metadata.shared > SHARED_MEMORY[done.metadata.target.arch]:
+        raise RuntimeError(f"{kernel.__name__} needs {done.metadata.shared} bytes of shared memory")
     compiled.add(kernel.__name__)
     return done
 

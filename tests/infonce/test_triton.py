@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -88,18 +88,21 @@ class Case:
         return [x.detach().cpu().double() for x in (losses, *gradients)]
 
     def rounding(self) -> float:
-        """What float32 leaves of terms that cancel: the two parts of the gradient of a prefix with a small norm."""
+        """What float32 rounding of the logits, and of what cancels where a prefix is short, may do to a gradient."""
         queries, documents, _ = self.tensors()
-        norms = [x[:, : self.dims[0]].norm(dim=1) for x in (queries, documents)]
-        smallest = 1.0 if self.options.get("similarity") == "dot" else min(x[x > 0].min().item() for x in norms)
-        return EPSILON[torch.float32] * self.options.get("scale", 20.0) / min(smallest, 1.0)
+        scale = self.options.get("scale", 20.0)
+        if self.options.get("similarity") == "dot":
+            longest = max(x.norm(dim=1).max().item() for x in (queries, documents))
+            return EPSILON[torch.float32] * max(scale * longest**2, 1.0) * scale * longest
+        shortest = min(x[:, : self.dims[0]].norm(dim=1).min().item() for x in (queries, documents))
+        return EPSILON[torch.float32] * max(scale, 1.0) * scale / min(shortest, 1.0)
 
 
 def assert_equals_tiled(case: Case, device: str) -> None:
     reference, ours = case.run("tiled", torch.float64, "cpu"), case.run("triton", case.dtype, device)
     torch.testing.assert_close(ours[0], reference[0], rtol=1e-5, atol=1e-5)
     for a, b in zip(reference[1:], ours[1:], strict=True):
-        assert (a - b).abs().max() <= 8 * EPSILON[case.dtype] * a.abs().max() + 2 * case.rounding()
+        assert (a - b).abs().max() <= 8 * EPSILON[case.dtype] * a.abs().max() + case.rounding()
 
 
 MARGIN = Margin(0.1)
@@ -207,7 +210,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @interpreted
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, phases=[Phase.generate])  # shrinking would take minutes
 @given(cases())
 def test_equals_the_tiled_engine_whatever_the_options(case: Case) -> None:
     assert_equals_tiled(case, "cpu")
