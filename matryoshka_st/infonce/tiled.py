@@ -90,6 +90,10 @@ class _NestedLosses(torch.autograd.Function):
             scores = Scores(ctx.problem, matrices(queries, documents, ctx.problem, inverses), ctx.masks)
             gradients = _gradient(queries, ctx.problem), _gradient(documents, ctx.problem)
             slope = upstream * (ctx.problem.scale / ctx.problem.layout.batch)
+            if ctx.problem.similarity == "cosine" and ctx.problem.dims[0] == 1:
+                slope[:, 0] = (
+                    0  # the cosine of one coordinate is a sign: its gradient is zero, not what rounding leaves
+                )
             _add_positive_gradients(scores, gradients, -slope[0])
             _add_softmax_gradients(scores, gradients, lse, slope, ctx.shape)
             for matrix, gradient in zip(scores.matrices, gradients, strict=True):
