@@ -88,7 +88,7 @@ def accumulate(total: Tensor, k: int, part: Part, before: Tensor | None = None) 
 
 
 def logits(
-    total: Tensor, k: int, part: Part, *, out: Tensor, less: Tensor | None = None, masked: bool = True
+    total: Tensor, k: int, part: Part, *, out: Tensor, plus: Tensor | None = None, masked: bool = True
 ) -> Tensor:
     """The logits of prefix k into ``out``, from the raw scores ``total``; excluded ones are -inf if ``masked``.
 
@@ -97,18 +97,18 @@ def logits(
         k: Which prefix.
         part: What they are made from.
         out: R x C, overwritten.
-        less: R x 1, subtracted from each row, if given.
+        plus: R x 1, added to each row, if given.
         masked: False leaves the excluded ones as they are.
     """
     torch.mul(total, part.factor if part.row_factors is None else part.row_factors[k], out=out)
     if _is_hardened(part.problem, part.tile):
         _own_hardness(out, part)
-    if part.column_factors is not None and less is not None:
-        torch.addcmul(-less, out, part.column_factors[k], out=out)
+    if part.column_factors is not None and plus is not None:
+        torch.addcmul(plus, out, part.column_factors[k], out=out)
     elif part.column_factors is not None:
         out.mul_(part.column_factors[k])
-    elif less is not None:
-        out.sub_(less)
+    elif plus is not None:
+        out.add_(plus)
     if masked and part.excluded is not None:
         out.masked_fill_(part.excluded, -torch.inf)
     if part.tile.direction.own:
@@ -139,6 +139,20 @@ def local_slices(scores: Scores) -> tuple[slice, slice]:
     batch = scores.problem.layout.batch
     queries, documents = scores.matrices
     return slice(queries.start, queries.start + batch), slice(documents.start, documents.start + batch)
+
+
+def positives_in(tile: Tile) -> Iterator[tuple[int, slice]]:
+    """Where the targets of the tile's softmax lie, if there are any: a diagonal and the local rows it crosses.
+
+    A softmax over several directions has its positive in the first of them.
+    """
+    if is_query_to_doc(tile) or tile.direction.group:
+        height, width = tile.shape
+        for column, diagonal in tile.own:
+            if column == 0:
+                above = max(-diagonal, 0)
+                first = tile.rows.start + above
+                yield diagonal, slice(first, first + min(height - above, width - max(diagonal, 0)))
 
 
 def is_query_to_doc(tile: Tile) -> bool:

@@ -6,7 +6,8 @@ R x C a tile.
 Raw scores nest: ``S_k = S_{k-1} + X_{b_k} Y_{b_k}^T``, and the cosine at prefix k is ``S_k`` over the outer product of
 the prefix norms. The forward pass walks each tile once through the blocks and keeps a running log-sum-exp per row and
 prefix. The backward pass recomputes the tile; the gradient of block j uses the suffix sum over k >= j of the scaled
-softmax, so it costs one width too, and the derivative of the norms is one scalar per vector and prefix.
+``softmax - target``, so it costs one width too, and the derivative of the norms is one scalar per vector and prefix.
+Logits are taken relative to the row's positive, so that saturated rows keep their digits.
 No score matrix outlives its tile: memory is O((B + N)(D + K)) and a few tiles per prefix.
 """
 
@@ -28,11 +29,11 @@ from matryoshka_st.infonce.scores import (
     Scores,
     accumulate,
     is_query_to_doc,
-    local_slices,
     logits,
     matrices,
     parts,
     positive_scores,
+    positives_in,
     split,
 )
 from matryoshka_st.infonce.tiles import Tile, tile_shape
@@ -71,31 +72,30 @@ class _NestedLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, documents: Tensor, problem: Problem, masks: Exclusions | None) -> Tensor:
         scores = Scores(problem, matrices(queries, documents, problem), masks)
-        lse = _log_sum_exps(scores)
-        ctx.save_for_backward(queries, documents, lse, *(matrix.inverse for matrix in scores.matrices))
+        positive = problem.scale * positive_scores(scores)
+        rows = _row_losses(scores, positive)
+        ctx.save_for_backward(queries, documents, rows, positive, *(matrix.inverse for matrix in scores.matrices))
         ctx.problem, ctx.masks = problem, masks
         kept = (2 if problem.distill else 1) * len(problem.dims)
         ctx.shape = tile_shape(queries.device, queries.element_size(), kept + 2)
-        groups = lse[:-1] if problem.distill else lse
-        losses = [groups.mean(0) - problem.scale * positive_scores(scores)]
+        losses = [(rows[:-1] if problem.distill else rows).mean(0)]
         if problem.distill:
-            losses.append(_divergences(scores, lse[-1], ctx.shape))
+            losses.append(_divergences(scores, rows[-1] + positive, ctx.shape))
         return torch.stack(losses).mean(dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        queries, documents, lse, *inverses = ctx.saved_tensors
+        queries, documents, rows, positive, *inverses = ctx.saved_tensors
         with torch.autocast(queries.device.type, enabled=False):
             scores = Scores(ctx.problem, matrices(queries, documents, ctx.problem, inverses), ctx.masks)
             gradients = _gradient(queries, ctx.problem), _gradient(documents, ctx.problem)
             slope = upstream * (ctx.problem.scale / ctx.problem.layout.batch)
             if ctx.problem.similarity == "cosine" and ctx.problem.dims[0] == 1:
                 slope[:, 0] = (
-                    0  # the cosine of one coordinate is a sign: its gradient is zero, not what rounding leaves
+                    0  # the cosine of one coordinate is a sign: this is its gradient, not what rounding leaves
                 )
-            _add_positive_gradients(scores, gradients, -slope[0])
-            _add_softmax_gradients(scores, gradients, lse, slope, ctx.shape)
+            _add_score_gradients(scores, gradients, rows, positive, slope, ctx.shape)
             for matrix, gradient in zip(scores.matrices, gradients, strict=True):
                 _add_norm_gradients(matrix, gradient, ctx.problem)
         return gradients[0].x, gradients[1].x, None, None
@@ -106,32 +106,45 @@ def _gradient(x: Tensor, problem: Problem) -> Gradient:
     return Gradient(to_x, x.new_zeros(len(problem.dims), x.shape[0]))
 
 
-def _log_sum_exps(scores: Scores) -> Tensor:
-    """T x K x B: the log of each softmax denominator; with self-distillation one more, of query_to_doc alone."""
-    problem, like = scores.problem, scores.matrices[0].x
+def _row_losses(scores: Scores, positive: Tensor) -> Tensor:
+    """T x K x B: each row's loss, ``log(1 + sum of exp(logit - positive))`` over all other columns.
+
+    With self-distillation there is one more, over query_to_doc alone. ``positive`` is K x B, the logits of the
+    positives.
+    """
+    problem = scores.problem
     groups = 1 + max(direction.group for direction in problem.directions)
-    lse = like.new_full((groups + problem.distill, len(problem.dims), problem.layout.batch), -torch.inf)
-    bounded = problem.similarity == "cosine" and _fits_exp(problem.scale + problem.hardness_strength, like.dtype)
-    shape = tile_shape(like.device, like.element_size(), 2)
+    sums = positive.new_full((groups + problem.distill, *positive.shape), -torch.inf)
+    reference = positive
+    room = (
+        math.log(torch.finfo(positive.dtype).max) - 24
+    )  # exp neither vanishes nor overflows, summed over e^24 columns
+    largest = problem.scale + problem.hardness_strength
+    bounded = problem.similarity == "cosine" and largest + problem.scale <= 2 * room
+    if bounded:
+        reference = positive.clamp(min=largest - room)
+    shape = tile_shape(positive.device, positive.element_size(), 2)
     memory = _tile_memory(2, shape, scores)
     for part in parts(scores, shape):
         total, out = _cut(memory, part.tile)
-        targets = [part.tile.direction.group]
-        if problem.distill and is_query_to_doc(part.tile):
-            targets.append(groups)
-        for k in range(len(problem.dims)):
+        less = reference[:, part.tile.rows].neg().unsqueeze(2).unbind()
+        tile_sums = positive.new_empty(len(problem.dims), part.tile.shape[0])
+        for k, tile_sum in enumerate(tile_sums.unbind()):
             accumulate(total, k, part)
-            logits(total, k, part, out=out)
-            sums = out.exp_().sum(1).log_() if bounded else torch.logsumexp(out, dim=1)
-            for target in targets:
-                running = lse[target, k, part.tile.rows]
-                torch.logaddexp(running, sums, out=running)
-    return lse
-
-
-def _fits_exp(largest: float, dtype: torch.dtype) -> bool:
-    """Whether ``exp`` of logits of this size neither vanishes nor overflows, even summed over e^24 columns."""
-    return largest <= math.log(torch.finfo(dtype).max) - 24
+            logits(total, k, part, out=out, plus=less[k])
+            for diagonal, _ in positives_in(part.tile):
+                out.diagonal(diagonal).fill_(-torch.inf)
+            if bounded:
+                torch.sum(out.exp_(), dim=1, out=tile_sum)
+            else:
+                torch.logsumexp(out, dim=1, out=tile_sum)
+        if bounded:
+            tile_sums.log_()
+        alone = [groups] if problem.distill and is_query_to_doc(part.tile) else []
+        for target in [part.tile.direction.group, *alone]:
+            running = sums[target, :, part.tile.rows]
+            running.copy_(torch.logaddexp(running, tile_sums))
+    return torch.logaddexp(sums.add_(reference - positive), sums.new_zeros(()))
 
 
 def _tile_memory(count: int, shape: tuple[int, int], scores: Scores) -> Tensor:
@@ -158,103 +171,123 @@ def _divergences(scores: Scores, lse: Tensor, shape: tuple[int, int]) -> Tensor:
         for k, student in enumerate(students):
             accumulate(total, k, part)
             logits(total, k, part, out=student, masked=False)
-        logits(total, count - 1, part, out=teacher, less=lse[-1, part.tile.rows, None]).exp_()
+        logits(total, count - 1, part, out=teacher, plus=-lse[-1, part.tile.rows, None]).exp_()
         for k, student in enumerate(students):
             expected[k, part.tile.rows] += student.mul_(teacher).sum(1)
     return (expected[-1] - expected) - (lse[-1] - lse)
 
 
-def _add_positive_gradients(scores: Scores, gradients: tuple[Gradient, Gradient], slope: Tensor) -> None:
-    """Add ``slope[k] * d similarity[k, i]`` of every local query i and its positive."""
-    problem, (queries, documents) = scores.problem, scores.matrices
-    left, right = local_slices(scores)
-    factors = slope[:, None].expand(-1, problem.layout.batch)
-    if queries.inverse is not None and documents.inverse is not None:
-        weighted = factors * positive_scores(scores)
-        gradients[0].norms[:, left] += weighted
-        gradients[1].norms[:, right] += weighted
-        factors = factors * queries.inverse[:, left] * documents.inverse[:, right]
-    factors = _suffix_sums(factors).unsqueeze(2)
-    _add_scaled(gradients[0].x[left], documents.x[right], factors, problem)
-    _add_scaled(gradients[1].x[right], queries.x[left], factors, problem)
-
-
-def _add_softmax_gradients(
-    scores: Scores, gradients: tuple[Gradient, Gradient], lse: Tensor, slope: Tensor, shape: tuple[int, int]
+def _add_score_gradients(
+    scores: Scores,
+    gradients: tuple[Gradient, Gradient],
+    rows: Tensor,
+    positive: Tensor,
+    slope: Tensor,
+    shape: tuple[int, int],
 ) -> None:
-    """Add what the log-sum-exps (and the divergences) contribute, tile by tile."""
+    """Add what the rows' losses (and the divergences) contribute, tile by tile."""
     problem = scores.problem
-    count = len(problem.dims)
-    groups = len(lse) - problem.distill
+    count, groups = len(problem.dims), len(rows) - problem.distill
+    lse, targets = rows + positive, torch.expm1(-rows)
+    inverses = [_local_inverses(matrix, positive) for matrix in scores.matrices]
     memory = _tile_memory((2 if problem.distill else 1) * count + 2, shape, scores)
     for part in parts(scores, shape):
+        direction, where = part.tile.direction, part.tile.rows
+        inverse = inverses[direction.rows][:, where]
+        plus, own = (
+            (inverse.log() - lse[:, :, where]).unsqueeze(3),
+            targets[direction.group] * inverses[direction.rows],
+        )
         scratch, *tiles = _cut(memory, part.tile)
-        less = lse[:, :, part.tile.rows, None]
         if problem.distill and is_query_to_doc(part.tile):
             slopes = slope / slope.new_tensor([[groups], [1]])
-            kept = _distilled_residuals(part, less, slopes, tiles)
+            teacher = -lse[-1, -1, where, None], inverse.unsqueeze(2) * slopes[1, :, None, None]
+            kept = _distilled_residuals(part, plus[[direction.group, -1]], own, slopes, teacher, tiles)
             slopes = torch.ones_like(slope[0])
         else:
             slopes = slope[0] / groups
-            kept = _residuals(part, less[part.tile.direction.group], tiles)
-        _add_tile_gradients(part, scores, gradients, kept, slopes, scratch)
+            kept = _residuals(part, plus[direction.group], own, tiles)
+        _add_tile_gradients(part, gradients, kept, slopes, scratch)
 
 
-def _residuals(part: Part, lse: Tensor, memory: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each prefix: raw scores and softmax, R x C both. ``lse`` is K x R x 1."""
+def _local_inverses(matrix: Matrix, like: Tensor) -> Tensor:
+    """K x B inverse norms of the local rows; ones for dot products."""
+    if matrix.inverse is None:
+        return torch.ones_like(like)
+    return matrix.inverse[:, matrix.start : matrix.start + like.shape[1]]
+
+
+def _residuals(part: Part, plus: Tensor, own: Tensor, memory: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each prefix: raw scores, and softmax less target, over the row's norm; R x C both.
+
+    Args:
+        part: The tile.
+        plus: K x R x 1, what makes logits of these: minus the log-sum-exp and the logarithm of the norm.
+        own: K x B, the entries of the positives.
+        memory: K + 1 tiles.
+    """
     total = memory[0]
-    for k, (softmax, less) in enumerate(zip(memory[1:], lse.unbind(), strict=False)):
+    for k, (add, residual) in enumerate(zip(plus.unbind(), memory[1:], strict=False)):
         accumulate(total, k, part)
-        yield total, logits(total, k, part, out=softmax, less=less).exp_()
+        yield total, _residual(total, k, part, add, own[k], residual)
 
 
 def _distilled_residuals(
-    part: Part, lse: Tensor, slope: Tensor, memory: list[Tensor]
+    part: Part, plus: Tensor, own: Tensor, slope: Tensor, teacher: tuple[Tensor, Tensor], memory: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same for both terms together: ``slope[0] * softmax + slope[1] * (softmax_k - softmax_K)``."""
+    """The same for both terms together: ``slope[0] * (softmax - target) + slope[1] * (softmax_k - softmax_K)``.
+
+    ``plus`` holds that of the direction's group and that of query_to_doc alone; ``teacher`` that of the last prefix
+    (R x 1) without the norm, and its factors at every prefix (K x R x 1).
+    """
     count = slope.shape[1]
     raw, residuals, alone = memory[:count], memory[count:-1], memory[-1]
     for k, residual in enumerate(residuals):
         accumulate(raw[k], k, part, before=raw[k - 1])
-        logits(raw[k], k, part, out=alone, less=lse[-1, k]).exp_()
-        logits(raw[k], k, part, out=residual, less=lse[part.tile.direction.group, k]).exp_()
-        residual.mul_(slope[0, k]).addcmul_(alone, slope[1, k])
-    teacher = alone
+        logits(raw[k], k, part, out=alone, plus=plus[1, k]).exp_()
+        _residual(raw[k], k, part, plus[0, k], own[k], residual).mul_(slope[0, k]).addcmul_(alone, slope[1, k])
+    logits(raw[-1], count - 1, part, out=alone, plus=teacher[0]).exp_()
     for k, residual in enumerate(residuals):
-        yield raw[k], residual.addcmul_(teacher, slope[1, k], value=-1)
+        yield raw[k], residual.addcmul_(alone, teacher[1][k], value=-1)
+
+
+def _residual(total: Tensor, k: int, part: Part, plus: Tensor, own: Tensor, out: Tensor) -> Tensor:
+    logits(total, k, part, out=out, plus=plus).exp_()
+    for diagonal, rows in positives_in(part.tile):
+        out.diagonal(diagonal).copy_(own[rows])
+    return out
 
 
 def _add_tile_gradients(
     part: Part,
-    scores: Scores,
     gradients: tuple[Gradient, Gradient],
     residuals: Iterator[tuple[Tensor, Tensor]],
     slope: Tensor,
     scratch: Tensor,
 ) -> None:
-    """Add the gradient of what has ``slope[k] * residual`` as its derivative by the similarities of prefix k."""
+    """Add the gradient of what has ``slope[k] * residual * row norm`` as its derivative by prefix k's similarities."""
     direction, rows, columns = part.tile.direction, part.tile.x_rows, part.tile.columns
     to_x, to_y = gradients[direction.rows], gradients[direction.columns]
-    inverse = scores.matrices[direction.rows].inverse
-    left = (slope[:, None] if inverse is None else slope[:, None] * inverse[:, rows]).unbind()
-    row_norms, column_norms = to_x.norms[:, rows].unbind(), to_y.norms[:, columns].unbind()
+    right = slope[:, None] if part.column_factors is None else slope[:, None] * torch.stack(part.column_factors)
+    row_sums, column_sums = (slope.new_empty(len(slope), size) for size in part.tile.shape)
     kept = []
-    for k, (total, residual) in enumerate(residuals):
-        if part.column_factors is None:
-            residual.mul_(left[k])
-        else:
-            right = part.column_factors[k]
+    for (total, residual), factors, row_sum, column_sum in zip(residuals, right, row_sums, column_sums, strict=True):
+        if part.column_factors is not None:
             torch.mul(total, residual, out=scratch)
-            row_norms[k].addcmul_(scratch @ right, left[k])
-            column_norms[k].addcmul_(left[k] @ scratch, right)
-            residual.mul_(left[k][:, None]).mul_(right)
+            torch.mv(scratch, factors, out=row_sum)
+            torch.sum(scratch, dim=0, out=column_sum)
         kept.append(residual)
+    if part.column_factors is not None:
+        to_x.norms[:, rows] += row_sums
+        to_y.norms[:, columns] += column_sums * right
     x_blocks, y_blocks = split(to_x.x[rows], part.problem), split(to_y.x[columns], part.problem)
-    suffix: Tensor | None = None
+    suffix = torch.mul(kept[-1], right[-1], out=kept[-1])
+    transposed = suffix.T
     for k in reversed(range(len(kept))):
-        suffix = kept[k] if suffix is None else suffix.add_(kept[k])
+        if k < len(kept) - 1:
+            suffix.addcmul_(kept[k], right[k])
         x_blocks[k].addmm_(suffix, part.columns[k].T)
-        y_blocks[k].addmm_(suffix.T, part.rows[k])
+        y_blocks[k].addmm_(transposed, part.rows[k])
 
 
 def _add_norm_gradients(matrix: Matrix, gradient: Gradient, problem: Problem) -> None:

@@ -56,8 +56,8 @@ def tile_size(rows: int, columns: int) -> Iterator[None]:
 def tile_shape(device: torch.device, itemsize: int, tiles: int) -> tuple[int, int]:
     """Rows and columns of a tile: a quarter of the cache on a CPU; on CUDA, ``tiles`` of them in free memory.
 
-    Measured on two cores with 2 MiB of cache each, 6 and 24 prefixes: smaller tiles slow the matrix products down and
-    larger ones the rest.
+    Measured on two cores with 2 MiB of cache each, 6 and 24 prefixes: smaller tiles slow the matrix products down,
+    larger ones the rest, and four times as many rows as columns suit the products with narrow blocks best.
     """
     override = _override.get()
     if override is not None:
@@ -67,7 +67,7 @@ def tile_shape(device: torch.device, itemsize: int, tiles: int) -> tuple[int, in
     else:
         tile = min(_cache_per_core() * torch.get_num_threads() // 4, _MOST_CPU_TILE)
     elements = max(tile // itemsize, 2**14)
-    rows = 2 ** int(math.log2(elements) / 2)
+    rows = 2 ** (int(math.log2(elements) / 2) + 1)
     return rows, elements // rows
 
 
