@@ -87,10 +87,11 @@ def evaluate_dims(
         OptionalDependencyError: If mteb is not installed.
         UserError: If a dim, a task or an option is not valid; nothing was evaluated.
         UnfinishedError: If the data of some task is missing; the others were evaluated and are in its ``scores``.
+        WriteError: If a result cannot be written; nothing else is tried then.
     """
     require_mteb()
     from matryoshka_st.evaluation.bank import Bank
-    from matryoshka_st.evaluation.results import ResultStore
+    from matryoshka_st.evaluation.results import ResultStore, WriteError
     from matryoshka_st.evaluation.views import make_views
 
     if batch_size < 1:
@@ -115,6 +116,8 @@ def evaluate_dims(
             for task in found:
                 try:
                     scores += _evaluate_task(task, views, bank, store, mirror, encode_kwargs, step)
+                except WriteError:
+                    raise
                 except UserError as error:
                     problems.append(error)
     if problems:
