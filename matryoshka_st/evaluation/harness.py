@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -242,14 +243,16 @@ def _run(view: PrefixView, task: AbsTask, encode_kwargs: Mapping[str, Any]) -> S
     from matryoshka_st.evaluation.results import StoredResult
 
     view.begin()
-    results = mteb.evaluate(
-        view,
-        fresh_task(task),
-        cache=None,
-        encode_kwargs=cast("EncodeKwargs", dict(encode_kwargs)),  # mteb writes into it
-        co2_tracker=False,
-        show_progress_bar=False,
-    )
+    with warnings.catch_warnings():  # labels that a narrow cut never predicts are its score, not news
+        warnings.filterwarnings("ignore", module="sklearn")
+        results = mteb.evaluate(
+            view,
+            fresh_task(task),
+            cache=None,
+            encode_kwargs=cast("EncodeKwargs", dict(encode_kwargs)),  # mteb writes into it
+            co2_tracker=False,
+            show_progress_bar=False,
+        )
     per_query: PerQuery = {}
     for (split, subset), ranking in view.rankings.items():
         qrels = cast("AbsTaskRetrieval", task).dataset[subset][split]["relevant_docs"]
