@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from matryoshka_st.errors import OptionalDependencyError
@@ -17,14 +18,20 @@ if TYPE_CHECKING:
 
 # each at least 3 : 1 against white and against the page's dark background
 COLOURS = ("#7b828c", "#c4760c", "#1f77c9", "#2f8f55", "#c0504d", "#8b63c7", "#23908f", "#c2559a", "#8a6d3b")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 0.8)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS: dict[str, str] = dict(zip(PRECISIONS, ("o", "s", "^", "D"), strict=True))
 LINE = "#7b828c"
+TICKS = 8
 TIP = "tip-"
+LEGEND_LETTERS = 18  # of a label with room for a second one beside it
+LEGEND_INCHES = 0.19  # for each row of the legend
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "matryoshka-st",  # the same figure is the same file
     "font.size": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "lines.linewidth": 1.7,
     "axes.edgecolor": LINE,
     "xtick.color": LINE,
     "ytick.color": LINE,
@@ -32,7 +39,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": "#1d2733",
     "text.color": "#1d2733",
     "axes.labelcolor": "#1d2733",
-    "axes.titlesize": 12,
+    "axes.labelpad": 6,
 }
 
 
@@ -52,8 +59,9 @@ class Drawing:
         """The figure as PNG."""
         return self._saved(format="png", dpi=200)
 
+    @cached_property
     def svg(self) -> bytes:
-        """The figure as SVG, without the date."""
+        """The figure as SVG, without the date; drawn once for file and page."""
         return self._saved(format="svg", metadata={"Date": None})
 
     def _saved(self, **options: Any) -> bytes:
@@ -88,7 +96,7 @@ def scores_drawing(curves: Sequence[Curve], metric: str, title: str | None = Non
         below.set_ylabel("% of full width")
         _finish(drawing.figure, above, below)
 
-    return _drawn(draw, title, height=5.6)
+    return _drawn(draw, title, height=5.0)
 
 
 def size_drawing(spots: Sequence[Spot], labels: Sequence[str], metric: str, title: str | None = None) -> Drawing:
@@ -128,7 +136,7 @@ def size_drawing(spots: Sequence[Spot], labels: Sequence[str], metric: str, titl
         axes.set_ylabel(f"{metric} x100")
         _finish(drawing.figure, axes)
 
-    return _drawn(draw, title, height=4.4)
+    return _drawn(draw, title, height=3.5)
 
 
 def _draw_curve(drawing: Drawing, above: Axes, below: Axes, i: int, curve: Curve) -> None:
@@ -155,7 +163,7 @@ def _drawn(draw: Callable[[Drawing], None], title: str | None, *, height: float)
     except ImportError as error:
         raise OptionalDependencyError("matplotlib", "report") from error
     with mpl.rc_context(_STYLE):
-        drawing = Drawing(Figure(figsize=(4.8, height), layout="constrained"))
+        drawing = Drawing(Figure(figsize=(4.2, height), layout="constrained"))
         draw(drawing)
         if title:
             drawing.figure.suptitle(title)
@@ -171,9 +179,19 @@ def _powers_of_two(values: Sequence[int]) -> list[int]:
     return [1 << power for power in range(first, last + 1)]
 
 
+def _apart(ticks: Sequence[int]) -> list[int]:
+    """As many of the ticks, from the largest down, as have room for their text on a log axis."""
+    shown: list[int] = []
+    for tick in sorted(ticks, reverse=True):
+        if not shown or shown[-1] / tick >= (max(ticks) / min(ticks)) ** (1 / TICKS):
+            shown.append(tick)
+    return shown
+
+
 def _log2_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
+    shown = _apart(ticks)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks(shown, [str(tick) for tick in shown])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(label)
 
@@ -185,5 +203,7 @@ def _finish(figure: Figure, *panels: Axes) -> None:
         axes.grid(color=LINE, alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    columns = 2 if max(map(len, labels), default=0) <= 24 else 1
+    columns = 2 if max(map(len, labels)) <= LEGEND_LETTERS else 1
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_INCHES * rows)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from matryoshka_st.evaluation.report.board import MEAN, Board, Group
-from matryoshka_st.evaluation.report.curves import Curve, Spot, curves, spots
+from matryoshka_st.evaluation.precision import PRECISIONS
+from matryoshka_st.evaluation.report.board import MEAN, Board, Group, pareto_front
+from matryoshka_st.evaluation.report.curves import Curve, Spot
 from matryoshka_st.evaluation.report.figures import Drawing, scores_drawing, size_drawing
 from matryoshka_st.evaluation.report.svg import inline_svg
 from matryoshka_st.evaluation.report.tables import hundredths, to_csv
@@ -32,7 +33,7 @@ class Plate:
     def files(self) -> dict[str, bytes | str]:
         """PNG, SVG and CSV by path."""
         stem = f"figures/{self.name}"
-        return {f"{stem}.png": self.drawing.png(), f"{stem}.svg": self.drawing.svg(), f"{stem}.csv": self.data}
+        return {f"{stem}.png": self.drawing.png(), f"{stem}.svg": self.drawing.svg, f"{stem}.csv": self.data}
 
     def html(self) -> str:
         """The figure for the page."""
@@ -64,6 +65,32 @@ def size_plate(board: Board, group: Group) -> Plate | None:
         drawing=size_drawing(drawn, labels, _metric(board, group), _title(group)),
         data=to_csv(["model", "dims", "precision", "bytes", "score", "on front"], map(_spot_row, drawn)),
     )
+
+
+def curves(board: Board, group: Group) -> list[Curve]:
+    """A curve per series at its finest precision; without a point where a task is missing."""
+    drawn = []
+    for series, label in board.labels.items():
+        views = [view for view in board.scores if view.series == series]
+        finest = min((view.precision for view in views), key=PRECISIONS.index)
+        scores = {
+            view.dim: score
+            for view in views
+            if view.precision == finest and (score := board.score(view, group)) is not None
+        }
+        name = label if finest == PRECISIONS[0] else f"{label} {finest}"
+        drawn.append(Curve(name, scores, board.full(series, group)))
+    return drawn
+
+
+def spots(board: Board, group: Group) -> list[Spot]:
+    """Every view that has all tasks of the group."""
+    front = set(pareto_front(board, group))
+    return [
+        Spot(board.labels[view.series], view.dim, view.precision, view.bytes_per_vector, score, view in front)
+        for view in board.scores
+        if (score := board.score(view, group)) is not None
+    ]
 
 
 def _curve_rows(curves: Sequence[Curve]) -> Iterable[list[object]]:

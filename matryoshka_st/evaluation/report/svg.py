@@ -16,7 +16,7 @@ def inline_svg(drawing: Drawing, name: str, label: str) -> str:
         name: Put before every id.
         label: Read out instead of the figure.
     """
-    svg = drawing.svg().decode()
+    svg = drawing.svg.decode()
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for i, tip in enumerate(drawing.tips):
