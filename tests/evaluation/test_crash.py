@@ -16,6 +16,8 @@ import pytest
 
 from matryoshka_st.evaluation.runs import read_runs
 
+pytestmark = pytest.mark.slow
+
 TASKS = {"STS12": "sts12-sts", "STS13": "sts13-sts", "STS14": "sts14-sts"}
 
 
