@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ("--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
-COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled", "Network.requestWillBeSent")
+SECONDS = 60
+EVENTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled", "Network.requestWillBeSent")
 
 
 class Browser:
@@ -77,12 +79,19 @@ class Browser:
         shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
 
+    def complaints(self) -> list[dict[str, Any]]:
+        """What the page threw or logged, and every request but that for the page itself."""
+        requests = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        mine = [event for event in requests if event["params"]["type"] == "Document"]
+        return [event for event in self.events if event not in mine]
+
     def _note(self, event: dict[str, Any]) -> None:
-        if event.get("method") in COMPLAINTS:
+        if event.get("method") in EVENTS:
             self.events.append(event)
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._receive], [], [], SECONDS)[0], "Chromium does not answer"
             read = os.read(self._receive, 1 << 16)
             assert read, "Chromium went away"
             self._rest += read

@@ -44,18 +44,22 @@ for (const cell of document.querySelectorAll("th[title], td[title]")) {
   cell.dataset.tip = cell.title;
   cell.removeAttribute("title");
 }
-document.addEventListener("pointerover", ({ target }) => {
-  const owner = target.closest("[data-tip]");
-  tip.hidden = !owner;
-  if (!owner) return;
-  tip.textContent = owner.dataset.tip;
-  const spot = owner.getBoundingClientRect();
-  const left = spot.left + spot.width / 2 - tip.offsetWidth / 2;
-  const above = spot.top - tip.offsetHeight - 4;
-  tip.style.left = `${Math.max(4, Math.min(left, document.documentElement.clientWidth - tip.offsetWidth - 4))}px`;
-  tip.style.top = `${above < 4 ? spot.bottom + 4 : above}px`;
-});
+for (const kind of ["pointerover", "pointermove"]) document.addEventListener(kind, tell);
 document.addEventListener("keydown", ({ key }) => {
   if (key === "Escape") tip.hidden = true;
 });
 document.addEventListener("scroll", () => { tip.hidden = true; }, true);
+
+// All points under the pointer are told, not just the topmost one.
+function tell({ clientX, clientY }) {
+  const owners = document.elementsFromPoint(clientX, clientY).map((element) => element.closest("[data-tip]"));
+  const texts = new Set(owners.filter(Boolean).map((owner) => owner.dataset.tip));
+  tip.hidden = !texts.size;
+  if (!texts.size) return;
+  tip.textContent = [...texts].join("\n");
+  const spot = owners.find(Boolean).getBoundingClientRect();
+  const left = spot.left + spot.width / 2 - tip.offsetWidth / 2;
+  const above = spot.top - tip.offsetHeight - 4;
+  tip.style.left = `${Math.max(4, Math.min(left, document.documentElement.clientWidth - tip.offsetWidth - 4))}px`;
+  tip.style.top = `${above < 4 ? spot.bottom + 4 : above}px`;
+}
