@@ -38,10 +38,12 @@ def test_scores_above_shares_below_dims_in_log2() -> None:
 
 
 def test_without_a_full_width_there_is_no_share() -> None:
-    drawing = scores_drawing([Curve("plain", {64: 0.3}, None), Curve("zero", {64: 0.0}, 0.0)], "x")
+    drawing = scores_drawing(
+        [Curve("plain", {64: 0.3}, None), Curve("zero", {64: 0.0}, 0.0), Curve("one", {64: 0.5}, 0.5)], "x"
+    )
     assert lines(drawing, 0)["plain"].get_ydata().tolist() == [30]
     assert all(line.get_ydata().size == 0 for line in lines(drawing, 1).values())
-    assert drawing.tips == ["plain, 64 dims: 30.00", "zero, 64 dims: 0.00"]
+    assert drawing.tips == ["plain, 64 dims: 30.00", "zero, 64 dims: 0.00", "one, 64 dims: 50.00"]
 
 
 def test_a_curve_keeps_its_colour_where_another_is_missing() -> None:

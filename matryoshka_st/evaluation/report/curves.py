@@ -20,8 +20,12 @@ class Curve:
         return cls(label, scores, scores[max(scores)])
 
     def shares(self) -> dict[int, float]:
-        """The share of the full width's score at each dim."""
-        return {dim: score / self.full for dim, score in self.scores.items()} if self.full else {}
+        """The share of the full width's score at each dim; a single dim has nothing to be compared with."""
+        return (
+            {dim: score / self.full for dim, score in self.scores.items()}
+            if self.full and len(self.scores) > 1
+            else {}
+        )
 
 
 @dataclass(frozen=True)
