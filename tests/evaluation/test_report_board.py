@@ -88,6 +88,13 @@ def test_views_come_wide_and_fine_first() -> None:
     ]  # fmt: skip
 
 
+def test_models_come_in_the_order_given_and_the_plain_cut_before_its_baselines() -> None:
+    runs = [
+        make_run(model=model, variant=variant) for model in ("local/z", "local/a") for variant in ("svd", "", "pca")
+    ]
+    assert list(board(runs).labels.values()) == ["z", "z pca", "z svd", "a", "a pca", "a svd"]
+
+
 def test_the_pareto_front_by_hand() -> None:
     """Sizes are 4 bytes per float32 dim; a tie in both size and score beats neither."""
     scores = {384: 0.80, 256: 0.80, 128: 0.70, 64: 0.72, 32: 0.30}

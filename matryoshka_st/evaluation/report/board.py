@@ -51,7 +51,8 @@ class Board:
     """The scores of all views.
 
     Attributes:
-        scores: View -> task -> score (0 to 1); series in the order of the runs, wide dims and precisions first.
+        scores: View -> task -> score (0 to 1); models in the order of the runs, their plain cut,
+            wide dims and fine precisions first.
         groups: One for each task type; with more than one type, the mean over all tasks comes last.
         metrics: Task -> name of its score.
         labels: Series -> a short name that no other series has.
@@ -111,7 +112,7 @@ def board(runs: Iterable[Run]) -> Board:
             )
     if not scores:
         raise UserError("There is nothing to report; give folders that hold results.")
-    series = list(dict.fromkeys(view.series for view in scores))
+    series = _in_order(view.series for view in scores)
     ordered = sorted(scores, key=lambda view: (series.index(view.series), -view.dim, PRECISIONS.index(view.precision)))
     return Board(
         scores={view: scores[view] for view in ordered},
@@ -135,6 +136,12 @@ def pareto_front(board: Board, group: Group) -> list[View]:
         )
     ]
     return [view for view, _ in sorted(front, key=lambda entry: entry[0].bytes_per_vector)]
+
+
+def _in_order(series: Iterable[Series]) -> list[Series]:
+    found = list(dict.fromkeys(series))
+    models = list(dict.fromkeys((one.model, one.revision) for one in found))
+    return sorted(found, key=lambda one: (models.index((one.model, one.revision)), one.variant))
 
 
 def _view(run: Run) -> View:
