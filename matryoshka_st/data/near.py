@@ -1,15 +1,15 @@
 """Near-duplicates among texts: every pair above a threshold, found through shared word trigrams.
 
-Two texts are near-duplicates when all but ``1 - threshold`` of the longer one's words stay as the fewest word edits turn
-one into the other, the edit similarity that Lee et al. (2022, "Deduplicating Training Data Makes Language Models
+Two texts are near-duplicates when all but ``1 - threshold`` of the longer one's words stay as the fewest word edits
+turn one into the other, the edit similarity that Lee et al. (2022, "Deduplicating Training Data Makes Language Models
 Better") ask of near-duplicates, here on words; or when ``threshold`` of the word trigrams of one stand in the other
-(containment; Broder, 1997, "On the resemblance and containment of documents"). The first takes ``NEAR_WORDS`` words, the
-second ``CONTAINED_WORDS``: 8 and 13 are the shortest and longest n-grams by which GPT-3's overlap with benchmarks was
-judged (Brown et al., 2020, appendix C). In shorter texts one edit changes too much.
+(containment; Broder, 1997, "On the resemblance and containment of documents"). The first takes ``NEAR_WORDS`` words,
+the second ``CONTAINED_WORDS``: 8 and 13 are the shortest and longest n-grams by which GPT-3's overlap with benchmarks
+was judged (Brown et al., 2020, appendix C). In shorter texts one edit changes too much.
 
-``d`` edits leave at most ``d + 1`` runs of untouched words. From ``SMALLEST_THRESHOLD`` on, one of them has three words
-or more, and an edit breaks at most three trigrams, so counting shared trigrams misses no pair. The counts are products of
-sparse matrices, in pieces of bounded size.
+``d`` edits leave at most ``d + 1`` runs of untouched words. From ``SMALLEST_THRESHOLD`` on, one of them has three
+words or more, and an edit breaks at most three trigrams, so counting shared trigrams misses no pair. The counts are
+products of sparse matrices, in pieces of bounded size.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class NearIndex:
         self._own = self._encode(texts)
         self._known = np.unique(self._own.hashes)
         self._matrix = self._incidence(self._own).T.tocsr()
-        self._texts_with = np.diff(self._matrix.indptr)
+        self._texts_with = np.diff(self._matrix.indptr).astype(np.int64)
 
     def near(self, texts: Sequence[str]) -> tuple[Indices, Indices]:
         """The pairs of near-duplicates, equal texts among them.
@@ -103,19 +103,19 @@ class NearIndex:
         """The pairs with a trigram in common, and how many they share."""
         incidence = self._incidence(others)
         products = np.cumsum(incidence @ self._texts_with)
-        cuts = np.unique(np.searchsorted(products, np.arange(0, products[-1], LARGEST_PRODUCT)))
+        cuts = np.unique(np.searchsorted(products, np.arange(0, max(products[-1], 1), LARGEST_PRODUCT)))
         for first, last in zip(cuts, [*cuts[1:], len(others.words)], strict=True):
             counts = (incidence[first:last] @ self._matrix).tocoo()
             yield counts.row.astype(np.int64) + first, counts.col.astype(np.int64), counts.data
 
     def _confirmed(self, others: _Encoded, left: Indices, right: Indices, shared: Indices) -> tuple[Indices, Indices]:
         lengths = others.lengths[left], self._own.lengths[right]
-        distinct = others.distinct[left], self._own.distinct[right]
+        distinct = np.maximum(others.distinct[left], self._own.distinct[right])
         longer, shorter = np.maximum(*lengths), np.minimum(*lengths)
         edits = np.floor((1 - self._threshold) * longer + 1e-9).astype(np.int64)
-        near = (shorter >= CONTAINED_WORDS) & (shared >= self._threshold * np.minimum(*distinct))
+        near = (shorter >= CONTAINED_WORDS) & (shared >= self._threshold * (shorter - _N + 1))
         possible = (shorter >= NEAR_WORDS) & (longer - shorter <= edits) & ~near
-        possible &= shared >= np.maximum(*distinct) - _N * edits
+        possible &= shared >= distinct - _N * edits
         for pair in np.flatnonzero(possible):
             near[pair] = within_edits(others.words[left[pair]], self._own.words[right[pair]], int(edits[pair]))
         return left[near], right[near]
