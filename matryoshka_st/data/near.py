@@ -114,7 +114,7 @@ class NearIndex:
         longer, shorter = np.maximum(*lengths), np.minimum(*lengths)
         edits = np.floor((1 - self._threshold) * longer + 1e-9).astype(np.int64)
         near = (shorter >= CONTAINED_WORDS) & (shared >= self._threshold * (shorter - _N + 1))
-        possible = (shorter >= NEAR_WORDS) & (longer - shorter <= edits) & ~near
+        possible = (longer - shorter <= edits) & ~near
         possible &= shared >= distinct - _N * edits
         for pair in np.flatnonzero(possible):
             near[pair] = within_edits(others.words[left[pair]], self._own.words[right[pair]], int(edits[pair]))
