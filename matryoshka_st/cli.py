@@ -66,9 +66,13 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_THROUGH)
 def check(context: typer.Context) -> None:
-    """Check a recipe without training: model, columns, rows, dims, steps, one forward and backward pass."""
+    """Check a recipe without training: model, data, dims, one step; with --against its overlap with mteb tasks."""
+    from matryoshka_st import decontaminate
     from matryoshka_st.training.run import main as run
 
+    if decontaminate.is_asked_for(context.args):
+        decontaminate.main(context.args, prog="matryoshka-st check")
+        return
     run([*context.args, "--dry_run"], prog="matryoshka-st check")
 
 

@@ -41,3 +41,13 @@ class Flags(OneSentence, argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             raise UserError(f"Unknown argument {unknown[0]!r}{did_you_mean(unknown[0], flags)}; see --help.")
         return known
+
+
+def underscored(word: str) -> str:
+    """A flag with underscores for its inner dashes, as transformers spells flags; any other word as it is.
+
+    >>> underscored("--train-data"), underscored("--config=my-recipe.yaml"), underscored("my-pairs.csv")
+    ('--train_data', '--config=my-recipe.yaml', 'my-pairs.csv')
+    """
+    flag, equals, value = word.partition("=")
+    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if flag.startswith("--") else word

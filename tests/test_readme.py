@@ -28,12 +28,13 @@ def test_the_two_commands_come_first_and_are_targets() -> None:
 
 @pytest.mark.slow
 def test_the_blocks_run(tmp_path: Path, shared_data: Path) -> None:
-    """What the evaluation block would fetch from the hub comes from the mirror."""
+    """What the blocks would fetch from the hub comes from the mirror."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     found = blocks(README.read_text())
     assert [language for language, _ in found] == ["bash", "python", "bash", "bash", "python", "bash"]
     for language, code in found:
-        program = ["bash", "-euc", code.replace(" eval ", f" eval --dataset-mirror {shared_data / 'mirror'} ")]
+        local = re.sub(r" (eval|check) ", rf" \1 --dataset-mirror {shared_data / 'mirror'} ", code)
+        program = ["bash", "-euc", local]
         if language == "python":
             program = [sys.executable, "-c", code]
         done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)

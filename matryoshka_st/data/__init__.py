@@ -28,6 +28,7 @@ __all__ = [
     "load_training_sets",
     "normalize_text",
     "require_batch",
+    "source_names",
     "split_holdout",
 ]
 
@@ -92,10 +93,11 @@ def load_training_sets(
     loaded = [load_pairs(source, split=split, bad_rows=bad_rows, column_order=column_order) for source in sources]
     if len(loaded) == 1:
         return loaded[0]
-    return DatasetDict(dict(zip(_unique_names(sources), loaded, strict=True)))
+    return DatasetDict(dict(zip(source_names(sources), loaded, strict=True)))
 
 
-def _unique_names(sources: Sequence[str]) -> list[str]:
+def source_names(sources: Sequence[str]) -> list[str]:
+    """A short name of each source: file stem or last part of the hub id, numbered where it repeats."""
     names: list[str] = []
     for source in sources:
         path = Path(source).expanduser()

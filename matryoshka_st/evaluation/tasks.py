@@ -7,9 +7,9 @@ gives the second model other documents than the first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from matryoshka_st.errors import OptionalDependencyError, UserError, did_you_mean
 from matryoshka_st.evaluation.mirror import point_at_mirror
@@ -135,6 +135,13 @@ def fresh_task(task: AbsTask) -> AbsTask:
     return twin
 
 
+def subsets_of(task: AbsTask) -> Mapping[str, Any]:
+    """The loaded data by subset; mteb leaves the level of subsets out where there is only one."""
+    data = task.dataset or {}
+    single = "default" not in data and list(task.hf_subsets) == ["default"]
+    return {"default": data} if single else data
+
+
 def _task_by_name(name: str) -> AbsTask:
     import mteb
     from mteb.get_tasks import _TASKS_REGISTRY
@@ -186,9 +193,7 @@ def _check_kind(task: AbsTask) -> None:
 
 def _check_parts(task: AbsTask) -> None:
     """A mirror may hold fewer subsets or splits than the hub; mteb would fail on them midway with a KeyError."""
-    data = task.dataset or {}
-    single = "default" not in data and list(task.hf_subsets) == ["default"]
-    subsets = {"default": data} if single else data
+    subsets = subsets_of(task)
     for wanted in task.hf_subsets:
         if wanted not in subsets:
             raise UserError(

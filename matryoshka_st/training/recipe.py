@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from matryoshka_st.errors import UserError, did_you_mean
-from matryoshka_st.flags import OneSentence
+from matryoshka_st.flags import OneSentence, underscored
 from matryoshka_st.training.arguments import (
     DataArguments,
     MatryoshkaArguments,
@@ -41,6 +41,8 @@ EPILOG = """examples:
     accelerate launch --num_processes 2 train_scripts/finetune.py --config RECIPE.yaml
   look before training:
     finetune.py --config RECIPE.yaml --dry_run
+  count the rows that hold texts of evaluation tasks, exactly or nearly; see matryoshka-st check --against --help:
+    matryoshka-st check --config RECIPE.yaml --against STS12 SciFact
 """
 
 
@@ -67,7 +69,7 @@ def parse_recipe(argv: Sequence[str], prog: str = "finetune.py") -> Recipe:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="RECIPE.yaml", help="Recipe: any of the flags below as YAML keys.")
-    argv = [_underscored(word) for word in argv]
+    argv = [underscored(word) for word in argv]
     config = _value_of("--config", argv)
     from_file, nulls = _as_flags(read_yaml(Path(config))) if config else ([], [])
     parser.set_defaults(**dict.fromkeys(nulls))
@@ -125,11 +127,6 @@ def _recipe(groups: list[Any]) -> Recipe:
     if data.eval_size < 2:
         raise UserError(f"eval_size is {data.eval_size}; the scores per dim need 2 held-out pairs or more.")
     return Recipe(model, data, matryoshka, run, trainer)
-
-
-def _underscored(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if flag.startswith("--") else word
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
