@@ -82,6 +82,14 @@ def evaluate(context: typer.Context) -> None:
     run(context.args, prog="matryoshka-st eval")
 
 
+@app.command(context_settings=PASS_THROUGH)
+def compare(context: typer.Context) -> None:
+    """Put two models side by side, our runs or published ones, on the tasks they share (compare --help)."""
+    from matryoshka_st.evaluation.compare_command import main as run
+
+    run(context.args, prog="matryoshka-st compare")
+
+
 @app.command()
 def rotate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'bundled'.")],

@@ -1,4 +1,4 @@
-"""Published scores of other people's models: read from ``eval/reference``, which a wheel carries inside the package."""
+"""Published scores of other people's models, read from ``eval/reference`` (a wheel carries it in the package)."""
 
 from __future__ import annotations
 
