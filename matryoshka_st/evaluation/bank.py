@@ -18,6 +18,7 @@ from datasets import Dataset
 from mteb._create_dataloaders import create_dataloader
 from mteb.models import SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,6 @@ from matryoshka_st.models import embedding_width
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
-    from sentence_transformers import SentenceTransformer
 
 Ranking = dict[str, dict[str, float]]
 """Query id -> document id -> score."""
@@ -36,9 +36,18 @@ _MemoKey = tuple[PromptType | None, str | None, str]
 
 
 class View(Protocol):
-    """Anything that cuts full-width vectors to the unit vectors it compares."""
+    """Anything that cuts full-width vectors to those it compares."""
 
-    def cut(self, vectors: Tensor) -> Tensor:
+    @property
+    def dot_of_equals(self) -> float:
+        """The dot product of a compared vector with itself."""
+        ...
+
+    def calibrate(self, vectors: Tensor, source: str) -> None:
+        """Look at full-width vectors before any are cut."""
+        ...
+
+    def compared(self, vectors: Tensor) -> Tensor:
         """Cut full-width vectors."""
         ...
 
@@ -48,14 +57,18 @@ class Bank:
 
     Args:
         model: The model, at its full width.
-        chunk_size: Documents encoded at once in retrieval; it changes memory, not results.
+        chunk_size: Documents encoded at once in retrieval; it changes memory, not results (but for int8 below 10,000,
+            which the first chunk calibrates).
+        devices: One process for each of these torch devices; used as a context, the bank stops them at the end.
 
     Attributes:
         meta: mteb's description of the model, without a name or revision.
         encoded: Texts that went through the transformer so far.
     """
 
-    def __init__(self, model: SentenceTransformer, *, chunk_size: int = 50_000) -> None:
+    def __init__(
+        self, model: SentenceTransformer, *, chunk_size: int = 50_000, devices: Sequence[str] | None = None
+    ) -> None:
         with warnings.catch_warnings():  # mteb calls its own and sentence-transformers' deprecated names
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=FutureWarning)
@@ -65,7 +78,15 @@ class Bank:
         self.encoded = 0
         self._chunk_size = chunk_size
         self._score_device = model.device if model.device.type == "cuda" else torch.device("cpu")
+        self._pool = model.start_multi_process_pool(list(devices)) if devices else None
         self.begin([])
+
+    def __enter__(self) -> Bank:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            SentenceTransformer.stop_multi_process_pool(self._pool)
 
     def begin(self, views: Sequence[View]) -> None:
         """Forget the last task, and expect these views to ask for the next one."""
@@ -132,7 +153,9 @@ class Bank:
                 return self._vectors_of(rows, prompt_type, num_proc, options)
 
             views = list(dict.fromkeys([*self._views, view]))
-            found.update(zip(views, self._rank(views, corpus, queries, top_k, top_ranked, vectors_of), strict=True))
+            source = f"documents of {task_metadata.name}"
+            ranked = self._rank(views, corpus, queries, top_k, top_ranked, vectors_of, source)
+            found.update(zip(views, ranked, strict=True))
         return found.pop(view)()
 
     def _prompt(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> str | None:
@@ -147,23 +170,33 @@ class Bank:
         top_k: int,
         top_ranked: Mapping[str, Sequence[str]] | None,
         vectors_of: Callable[[Dataset, PromptType], Tensor],
+        source: str,
     ) -> list[Callable[[], Ranking]]:
         """One pass; tensors are kept, and become dictionaries, many times larger, when a view asks."""
         query_ids, document_ids = list(queries["id"]), list(corpus["id"])
         query_vectors = vectors_of(queries, PromptType.query)
-        cuts = [view.cut for view in views]
+        cuts = [view.compared for view in views]
 
         def chunks() -> Iterator[tuple[int, Tensor]]:
             for start in range(0, len(corpus), self._chunk_size):
                 rows = corpus.select(range(start, min(start + self._chunk_size, len(corpus))))
-                yield start, vectors_of(rows, PromptType.document)
+                vectors = vectors_of(rows, PromptType.document)
+                for view in views:
+                    view.calibrate(vectors, source)
+                yield start, vectors
 
         if top_ranked is None:
             best = search_chunks(query_vectors, chunks(), cuts, top_k)
-            return [partial(_ranking, query_ids, document_ids, scores, positions) for scores, positions in best]
+            return [
+                partial(_ranking, query_ids, document_ids, scores / view.dot_of_equals, positions)
+                for view, (scores, positions) in zip(views, best, strict=True)
+            ]
         pairs = _candidate_pairs(query_ids, document_ids, top_ranked)
         scored = score_pairs(query_vectors, chunks(), cuts, pairs.to(query_vectors.device))
-        return [partial(_reranking, query_ids, document_ids, pairs, scores, top_k) for scores in scored]
+        return [
+            partial(_reranking, query_ids, document_ids, pairs, scores / view.dot_of_equals, top_k)
+            for view, scores in zip(views, scored, strict=True)
+        ]
 
     def _vectors_of(
         self, rows: Dataset, prompt_type: PromptType, num_proc: int | None, options: Mapping[str, Any]
@@ -182,6 +215,8 @@ class Bank:
             Dataset.from_dict({"text": texts}),
             batch_size=options.get("batch_size", 32),
         )
+        if self._pool is not None:
+            options["pool"] = self._pool
         vectors = torch.as_tensor(self._encoder.encode(loader, task_metadata=task_metadata, **options)).float()
         self.encoded += len(texts)
         if not vectors.isfinite().all():

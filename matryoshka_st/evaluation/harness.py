@@ -14,6 +14,7 @@ from rich.console import Console
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from matryoshka_st.errors import UserError
+from matryoshka_st.evaluation.grid import Grid
 from matryoshka_st.evaluation.scores import DimScore, per_query_ndcg, score_table
 from matryoshka_st.evaluation.tasks import TaskLike, find_task, fresh_task, load_task, require_mteb
 from matryoshka_st.export import declared_dims
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from matryoshka_st.evaluation.bank import Bank
-    from matryoshka_st.evaluation.prefix_view import PrefixView
+    from matryoshka_st.evaluation.prefix_view import Cut, PrefixView
     from matryoshka_st.evaluation.results import PerQuery, ResultStore, StoredResult
 
 
@@ -48,33 +49,39 @@ def evaluate_dims(
     tasks: Sequence[TaskLike],
     dims: Sequence[int],
     *,
+    grid: Grid | None = None,
     name: str = "local/model",
     mirror: Path | None = None,
     output: Path | None = None,
     batch_size: int = 32,
     languages: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[DimScore]:
     """Score prefixes of a model's embeddings on mteb tasks.
 
-    Each text goes through the model once for all dims; the full width is cut, then scaled to unit length. Every
-    (task, dim) gives one standard mteb result; those already in ``output`` for the same weights are not run again.
+    Each text goes through the model once for all cuts; the full width is cut, then scaled to unit length. Every
+    (task, cut) gives one standard mteb result; those already in ``output`` for the same weights are not run again.
+    Memory: the full-width vectors of one task's texts, but of at most 50,000 documents of a corpus at a time, and the
+    best documents of each query for each cut.
 
     Args:
         model: The model at its full width.
         tasks: Names of mteb tasks, tasks not evaluated before, or classes of tasks.
         dims: Prefix lengths, in any order.
+        grid: Precisions, baselines and other cuts beside them; default: float32 alone.
         name: ``organisation/name`` under which results are filed; the revision is a hash of the weights.
         mirror: Local copy of the datasets, ``<mirror>/mteb/<name>``; with it no request leaves.
         output: Folder of results, in the layout of mteb's ``ResultCache``; default: nothing is written.
         batch_size: Texts per forward pass.
         languages: Score only the subsets in these languages (``eng``); default: all.
         splits: Splits to score; default: ``test`` where a task has one, else all of its evaluation splits.
+        devices: Encode in one process per device (``cuda:0``, ``cuda:1``); default: on the model's own device.
         progress: Show progress bars, if stderr is a terminal.
 
     Returns:
-        One score per task and dim, in the order of ``tasks``, wide dims first.
+        One score per task and cut, in the order of ``tasks``, wide dims first.
 
     Raises:
         OptionalDependencyError: If mteb is not installed.
@@ -83,25 +90,33 @@ def evaluate_dims(
     """
     require_mteb()
     from matryoshka_st.evaluation.bank import Bank
-    from matryoshka_st.evaluation.prefix_view import PrefixView
     from matryoshka_st.evaluation.results import ResultStore
+    from matryoshka_st.evaluation.views import make_views
 
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give a whole number of 1 or more.")
     checked = MatryoshkaDims.of(dims, width=embedding_width(model)).dims
     found = [find_task(task, languages=languages, splits=splits) for task in tasks]
-    bank, revision = Bank(model), weights_hash(model)
-    views = [PrefixView(bank, dim, name=name, revision=revision) for dim in reversed(checked)]
-    store = ResultStore(output) if output else None
     scores: list[DimScore] = []
     problems: list[UserError] = []
-    with _progress(len(found) * len(views), progress) as (step, encode_bar):
-        encode_kwargs = {"batch_size": batch_size, "show_progress_bar": encode_bar}
-        for task in found:
-            try:
-                scores += _evaluate_task(task, views, bank, store, mirror, encode_kwargs, step)
-            except UserError as error:
-                problems.append(error)
+    store = ResultStore(output) if output else None
+    with Bank(model, devices=devices) as bank:
+        views = make_views(
+            bank,
+            model,
+            checked[::-1],
+            grid or Grid(),
+            name=name,
+            revision=weights_hash(model),
+            batch_size=batch_size,
+        )
+        with _progress(len(found) * len(views), progress) as (step, encode_bar):
+            encode_kwargs = {"batch_size": batch_size, "show_progress_bar": encode_bar}
+            for task in found:
+                try:
+                    scores += _evaluate_task(task, views, bank, store, mirror, encode_kwargs, step)
+                except UserError as error:
+                    problems.append(error)
     if problems:
         raise UnfinishedError(problems, scores)
     return scores
@@ -112,6 +127,7 @@ def run_eval(
     tasks: Sequence[TaskLike],
     *,
     dims: Sequence[int] | None = None,
+    grid: Grid | None = None,
     name: str | None = None,
     mirror: Path | None = None,
     output: Path | None = None,
@@ -119,6 +135,9 @@ def run_eval(
     languages: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
     device: str | None = None,
+    devices: Sequence[str] | None = None,
+    prompts: Mapping[str, str] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
     console: Console | None = None,
 ) -> list[DimScore]:
@@ -128,6 +147,7 @@ def run_eval(
         model_name_or_path: A hub id, a folder, or ``bundled``.
         tasks: See :func:`evaluate_dims`, as for the arguments not named here.
         dims: Default: those the model's config declares, else halvings of its width down to 32.
+        grid: See :func:`evaluate_dims`.
         name: Default: the hub id, or ``local/<folder name>``.
         mirror: Local copy of the datasets.
         output: Folder of results.
@@ -135,6 +155,9 @@ def run_eval(
         languages: Languages to score.
         splits: Splits to score.
         device: Torch device; default: the best one available.
+        devices: One process for each.
+        prompts: Put before texts, by mteb's names: a task, a type of task, ``query`` or ``document``.
+        model_kwargs: Passed on to transformers (``dtype``, ``attn_implementation``, ...).
         progress: Show progress bars, if stderr is a terminal.
         console: Where the table goes; default: stdout.
 
@@ -142,7 +165,8 @@ def run_eval(
         UserError: If the model or an argument is not valid.
         UnfinishedError: If some task could not be evaluated; the table of the others was printed.
     """
-    model = load_model(model_name_or_path, device=device)
+    model = load_model(model_name_or_path, device=device, model_kwargs=dict(model_kwargs or {}))
+    model.prompts = {**model.prompts, **(prompts or {})}
     wanted = dims or declared_dims(model) or default_dims(embedding_width(model))
     filed_as = name or model_label(model_name_or_path)
     show = (console or Console()).print
@@ -151,12 +175,14 @@ def run_eval(
             model,
             tasks,
             wanted,
+            grid=grid,
             name=filed_as,
             mirror=mirror,
             output=output,
             batch_size=batch_size,
             languages=languages,
             splits=splits,
+            devices=devices,
             progress=progress,
         )
     except UnfinishedError as error:
@@ -201,10 +227,10 @@ def _evaluate_task(
             ran = _run(view, task, encode_kwargs)
             known[view] = known[view].extended(ran) if view in known else ran
             if store:
-                store.save(view.mteb_model_meta, known[view], encode_kwargs=encode_kwargs)
+                store.save(view.mteb_model_meta, known[view], cut=_record(view, task), encode_kwargs=encode_kwargs)
         step()
     bank.begin([])
-    return [_dim_score(view.dim, task, known[view]) for view in views]
+    return [_dim_score(view.cut, task, known[view]) for view in views]
 
 
 def _run(view: PrefixView, task: AbsTask, encode_kwargs: Mapping[str, Any]) -> StoredResult:
@@ -212,7 +238,7 @@ def _run(view: PrefixView, task: AbsTask, encode_kwargs: Mapping[str, Any]) -> S
 
     from matryoshka_st.evaluation.results import StoredResult
 
-    view.rankings.clear()
+    view.begin()
     results = mteb.evaluate(
         view,
         fresh_task(task),
@@ -229,12 +255,18 @@ def _run(view: PrefixView, task: AbsTask, encode_kwargs: Mapping[str, Any]) -> S
     return StoredResult(results.task_results[0], per_query)
 
 
-def _dim_score(dim: int, task: AbsTask, stored: StoredResult) -> DimScore:
+def _record(view: PrefixView, task: AbsTask) -> dict[str, Any]:
+    return {**view.record(), "task_type": task.metadata.type, "metric": task.metadata.main_score}
+
+
+def _dim_score(cut: Cut, task: AbsTask, stored: StoredResult) -> DimScore:
     return DimScore(
         task=task.metadata.name,
         task_type=task.metadata.type,
         metric=task.metadata.main_score,
-        dim=dim,
+        dim=cut.dim,
+        precision=cut.precision,
+        variant=cut.before.name if cut.before else "",
         score=fmean(
             entry["main_score"]
             for split in task.eval_splits

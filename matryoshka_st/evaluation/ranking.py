@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Cut = Callable[[Tensor], Tensor]
-"""Turns full-width vectors into the unit vectors that are compared."""
+"""Turns full-width vectors into those whose dot products are compared; first called once there are documents."""
 
 _BLOCK = 2**22  # scores held at once: 16 MB, and 32 MB of keys
 _POSITION_BITS = 32
@@ -37,11 +37,12 @@ def search_chunks(
         top_k: Documents kept per query.
 
     Returns:
-        Per cut: cosine scores and positions in the corpus, best first.
+        Per cut: dot products and positions in the corpus, best first.
     """
-    cut_queries = [cut(queries) for cut in cuts]
+    cut_queries: list[Tensor] = []
     best = [torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device) for _ in cuts]
     for start, documents in chunks:
+        cut_queries = cut_queries or [cut(queries) for cut in cuts]
         for i, cut in enumerate(cuts):
             best[i] = _merge(best[i], cut_queries[i], cut(documents), start, top_k)
     return [(_score_of(keys), _position_of(keys)) for keys in best]
@@ -62,11 +63,12 @@ def score_pairs(
         pairs: Row of the query and position of the document in the corpus.
 
     Returns:
-        Per cut: the cosine score of each pair.
+        Per cut: the dot product of each pair.
     """
-    cut_queries = [cut(queries) for cut in cuts]
+    cut_queries: list[Tensor] = []
     scores = [torch.empty(len(pairs), device=queries.device) for _ in cuts]
     for start, documents in chunks:
+        cut_queries = cut_queries or [cut(queries) for cut in cuts]
         document = pairs[:, 1] - start
         here = ((document >= 0) & (document < len(documents))).nonzero().flatten()
         for i, cut in enumerate(cuts):

@@ -1,9 +1,9 @@
 """Results on disk: mteb's own layout and JSON, written whole or not at all.
 
-Beside ``<Task>.json`` lies ``matryoshka/<Task>.json`` with what mteb's format has no place for: that the prefix was
-normalised after the cut, and the scores per query. (In mteb's ``experiment_kwargs`` the first would rename the folder
-``embed_dim_<dim>``.) mteb does not read that folder. A result counts once both files are whole; the result itself is
-written last. mteb writes in place, so it writes to a scratch folder here, and the files are moved.
+Beside ``<Task>.json`` lies ``matryoshka/<Task>.json`` with what mteb's format has no place for: how the vectors were
+cut and stored, with which library versions, and the scores per query. mteb does not read that folder. A result counts
+once both files are whole; the result itself is written last. mteb writes in place, so it writes to a scratch folder
+here, and the files are moved.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-_NOTES_FOLDER = "matryoshka"
+SCHEMA_VERSION = 2
+NOTES_FOLDER = "matryoshka"
+_LIBRARIES = ("matryoshka-st", "mteb", "sentence-transformers", "torch", "transformers")
 
 PerQuery = dict[str, dict[str, dict[str, float]]]
 """Split -> subset -> query id -> nDCG@10."""
@@ -84,8 +86,17 @@ class ResultStore:
             return None
         return StoredResult(result, per_query)
 
-    def save(self, meta: ModelMeta, stored: StoredResult, *, encode_kwargs: Mapping[str, Any]) -> None:
-        """Write a result, the result file itself last."""
+    def save(
+        self, meta: ModelMeta, stored: StoredResult, *, cut: Mapping[str, Any], encode_kwargs: Mapping[str, Any]
+    ) -> None:
+        """Write a result, the result file itself last.
+
+        Args:
+            meta: Files it.
+            stored: What was scored.
+            cut: How the vectors were cut and stored, for the record.
+            encode_kwargs: What mteb notes of the encoding.
+        """
         final = self._path(meta, stored.result.task_name)
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=self._cache.cache_path) as scratch:
@@ -96,7 +107,7 @@ class ResultStore:
             if settings.exists():  # mteb merges the new entry into the old ones
                 shutil.copyfile(settings, staged.with_name(settings.name))
             staging.save_to_cache(stored.result, meta, encode_kwargs=encode_kwargs)
-            _notes_path(staged).write_text(json.dumps(_notes(meta, stored), indent=2), encoding="utf-8")
+            _notes_path(staged).write_text(json.dumps(_notes(stored, cut), indent=2), encoding="utf-8")
             _move(staged.with_name("model_meta.json"), final.with_name("model_meta.json"))
             _move(staged.with_name(settings.name), settings)
             _move(_notes_path(staged), _notes_path(final))
@@ -106,17 +117,17 @@ class ResultStore:
         return self._cache.get_task_result_path(task_name, meta)
 
 
-def _notes(meta: ModelMeta, stored: StoredResult) -> dict[str, Any]:
+def _notes(stored: StoredResult, cut: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "embed_dim": meta.embed_dim,
-        "normalized_after_cut": True,
+        **cut,
+        "versions": {name: version(name) for name in _LIBRARIES},
         "per_query_ndcg_at_10": stored.per_query,
     }
 
 
 def _notes_path(result_path: Path) -> Path:
-    return result_path.parent / _NOTES_FOLDER / result_path.name
+    return result_path.parent / NOTES_FOLDER / result_path.name
 
 
 def _read_per_query(path: Path) -> PerQuery:

@@ -21,6 +21,8 @@ class DimScore:
         metric: The task's main score.
         dim: Length of the prefix.
         score: Main score, 0 to 1, averaged over the evaluated splits and subsets.
+        precision: How the vectors were stored.
+        variant: What was done to the full width before the cut, if anything.
         per_query: nDCG@10 of each query of a retrieval or reranking task, by ``split/subset/query id``; else empty.
     """
 
@@ -29,6 +31,8 @@ class DimScore:
     metric: str
     dim: int
     score: float
+    precision: str = "float32"
+    variant: str = ""
     per_query: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
@@ -57,24 +61,31 @@ def per_query_ndcg(
 
 
 def score_table(scores: Iterable[DimScore], *, title: str | None = None) -> Table:
-    """Lay scores out: a row per task, a column per dim from wide to narrow, times 100.
+    """Lay scores out, times 100: a column per dim from wide to narrow, a row per task, precision and variant.
 
-    With more than one task a last row holds the means, for dims that every task has.
+    Where a kind of row has more than one task, a last row holds its means, for dims that every task has.
     """
-    by_task: dict[str, dict[int, float]] = {}
+    rows: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for score in scores:
-        by_task.setdefault(score.task, {})[score.dim] = score.score
-    dims = sorted({dim for row in by_task.values() for dim in row}, reverse=True)
+        tasks = rows.setdefault((score.variant, score.precision), {})
+        tasks.setdefault(score.task, {})[score.dim] = score.score
+    dims = sorted({dim for tasks in rows.values() for row in tasks.values() for dim in row}, reverse=True)
     table = Table(title=title)
     table.add_column("task", overflow="fold")
+    labelled = any(kind != ("", "float32") for kind in rows)
+    if labelled:
+        table.add_column("stored as")
     for dim in dims:
         table.add_column(str(dim), justify="right")
-    for task, row in by_task.items():
-        table.add_row(task, *_cells([row.get(dim) for dim in dims]))
-    if len(by_task) > 1:
+    for kind, tasks in rows.items():
+        label = [" ".join(filter(None, kind))] if labelled else []
+        for task, row in tasks.items():
+            table.add_row(task, *label, *_cells([row.get(dim) for dim in dims]))
+        if len(tasks) > 1:
+            table.add_section()
+            columns = [[row.get(dim) for row in tasks.values()] for dim in dims]
+            table.add_row("mean", *label, *_cells([_mean(column) for column in columns]))
         table.add_section()
-        columns = [[row.get(dim) for row in by_task.values()] for dim in dims]
-        table.add_row("mean", *_cells([_mean(column) for column in columns]))
     return table
 
 

@@ -33,6 +33,47 @@ def require_mteb() -> None:
         raise OptionalDependencyError("mteb", "eval") from error
 
 
+def select_tasks(
+    names: Sequence[str] = (),
+    *,
+    benchmark: str | None = None,
+    types: Sequence[str] = (),
+    languages: Sequence[str] | None = None,
+) -> list[TaskLike]:
+    """Tasks by name, those of a benchmark, and all text tasks of some types; each once.
+
+    Args:
+        names: As mteb knows them.
+        benchmark: As mteb knows it (``MTEB(eng, v2)``); an average over other tasks counts as those tasks.
+        types: ``STS``, ``Retrieval``, ...; without ``languages`` every task of the type.
+        languages: Only tasks of a type that have one of them.
+
+    Raises:
+        UserError: If a benchmark or a type is unknown, or nothing was named.
+    """
+    import mteb
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    found: dict[str, TaskLike] = {name: name for name in names}
+    for task in _benchmark_tasks(benchmark) if benchmark else ():
+        for part in task.tasks if isinstance(task, AbsTaskAggregate) else [task]:
+            found.setdefault(part.metadata.name, part)
+    if types:
+        _check_types(types)
+        of_type = mteb.get_tasks(
+            task_types=list(types),  # type: ignore[arg-type]
+            languages=list(languages) if languages else None,
+            modalities=["text"],
+            exclusive_modality_filter=True,
+            exclude_aggregate=True,
+        )
+        for task in of_type:
+            found.setdefault(task.metadata.name, task.metadata.name)
+    if not found:
+        raise UserError("No task was named; give --tasks, --benchmark or --task-types.")
+    return list(found.values())
+
+
 def find_task(
     task: TaskLike, *, languages: Sequence[str] | None = None, splits: Sequence[str] | None = None
 ) -> AbsTask:
@@ -103,6 +144,27 @@ def _task_by_name(name: str) -> AbsTask:
     except KeyError as error:
         hint = did_you_mean(name, _TASKS_REGISTRY)
         raise UserError(f"mteb has no task {name!r}{hint or '; mteb.get_tasks() lists them all.'}") from error
+
+
+def _benchmark_tasks(name: str) -> Sequence[AbsTask]:
+    import mteb
+
+    try:
+        return list(mteb.get_benchmark(name).tasks)
+    except KeyError as error:
+        known = [benchmark.name for benchmark in mteb.get_benchmarks()]
+        raise UserError(
+            f"mteb has no benchmark {name!r}{did_you_mean(name, known) or '; mteb.get_benchmarks() lists them all.'}"
+        ) from error
+
+
+def _check_types(types: Sequence[str]) -> None:
+    from mteb.get_tasks import _TASKS_REGISTRY
+
+    known = sorted({task.metadata.type for task in _TASKS_REGISTRY.values() if task.metadata.modalities == ["text"]})
+    for name in types:
+        if name not in known:
+            raise UserError(f"mteb has no text task of type {name!r}{did_you_mean(name, known)}; use {_some(known)}.")
 
 
 def _own_instance(task: AbsTask | type[AbsTask]) -> AbsTask:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.bank import Bank
-from matryoshka_st.evaluation.prefix_view import PrefixView
+from matryoshka_st.evaluation.prefix_view import Cut, PrefixView
 
 DIMS = (32, 16, 8)
 METADATA = MockRetrievalTask.metadata
@@ -26,7 +26,7 @@ def loader(texts: list[str]) -> DataLoader[Any]:
 
 
 def views_of(bank: Bank) -> list[PrefixView]:
-    return [PrefixView(bank, dim, name="local/tiny", revision="1") for dim in DIMS]
+    return [PrefixView(bank, Cut(dim), name="local/tiny", revision="1") for dim in DIMS]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from mteb.results.task_result import TaskError
 from sentence_transformers import SentenceTransformer
 
 from matryoshka_st.evaluation.bank import Bank
-from matryoshka_st.evaluation.prefix_view import PrefixView
+from matryoshka_st.evaluation.prefix_view import Cut, PrefixView
 
 # Tasks of two or three texts leave scikit-learn's and SciPy's statistics undefined, and mteb calls deprecated names.
 pytestmark = pytest.mark.filterwarnings("ignore:::(mteb|sklearn|scipy)")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::(mteb|sklearn|scipy)")
 
 @pytest.fixture
 def view(tiny_model: SentenceTransformer) -> PrefixView:
-    return PrefixView(Bank(tiny_model), 8, name="local/tiny", revision="abc")
+    return PrefixView(Bank(tiny_model), Cut(8), name="local/tiny", revision="abc")
 
 
 def test_a_view_is_an_encoder_and_a_searcher(view: PrefixView) -> None:
@@ -30,7 +30,7 @@ def test_a_view_is_an_encoder_and_a_searcher(view: PrefixView) -> None:
 
 def test_results_are_filed_by_name_revision_and_dim(tiny_model: SentenceTransformer) -> None:
     bank = Bank(tiny_model)
-    metas = {dim: PrefixView(bank, dim, name="me/tiny", revision="abc").mteb_model_meta for dim in (32, 16, 8)}
+    metas = {dim: PrefixView(bank, Cut(dim), name="me/tiny", revision="abc").mteb_model_meta for dim in (32, 16, 8)}
     assert {(meta.name, meta.revision) for meta in metas.values()} == {("me/tiny", "abc")}
     assert {dim: meta.embed_dim for dim, meta in metas.items()} == {32: 32, 16: 16, 8: 8}
     assert metas[32].experiment_name is None
@@ -62,7 +62,7 @@ def test_scores_equal_those_of_mteb_with_truncate_dim(
 ) -> None:
     bank = Bank(SentenceTransformer(str(tiny_model_path), device="cpu"))
     for dim in (32, 8, 3):
-        view = PrefixView(bank, dim, name="local/tiny", revision="abc")
+        view = PrefixView(bank, Cut(dim), name="local/tiny", revision="abc")
         results = mteb.evaluate(view, small_task(kind), cache=None, co2_tracker=False, show_progress_bar=False)
         truncated = SentenceTransformer(str(tiny_model_path), truncate_dim=dim, device="cpu")
         expected = own_score(truncated, small_task(kind))

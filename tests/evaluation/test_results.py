@@ -13,15 +13,16 @@ from sentence_transformers import SentenceTransformer
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.bank import Bank
-from matryoshka_st.evaluation.prefix_view import PrefixView
+from matryoshka_st.evaluation.prefix_view import Cut, PrefixView
 from matryoshka_st.evaluation.results import ResultStore, StoredResult
 
 PER_QUERY = {"test": {"default": {"q0": 0.5}}}
+RECORD = {"embed_dim": 8, "precision": "float32"}
 
 
 @pytest.fixture
 def view(tiny_model: SentenceTransformer) -> PrefixView:
-    return PrefixView(Bank(tiny_model), 8, name="local/tiny", revision="abc")
+    return PrefixView(Bank(tiny_model), Cut(8), name="local/tiny", revision="abc")
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_files_lie_where_mteb_looks_for_them(
 ) -> None:
     store = ResultStore(tmp_path)
     assert store.load(view.mteb_model_meta, task) is None
-    store.save(view.mteb_model_meta, stored, encode_kwargs={"batch_size": 4})
+    store.save(view.mteb_model_meta, stored, cut=RECORD, encode_kwargs={"batch_size": 4})
     files = {str(path.relative_to(tmp_path / FOLDER)) for path in (tmp_path / FOLDER).rglob("*") if path.is_file()}
     assert files == {"HeldOut.json", "matryoshka/HeldOut.json", "model_meta.json", "run_settings.jsonl"}
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
@@ -54,7 +55,9 @@ def test_files_lie_where_mteb_looks_for_them(
     from_mteb = mteb.ResultCache(tmp_path).load_task_result("HeldOut", view.mteb_model_meta)
     assert from_mteb is not None
     notes = json.loads((tmp_path / FOLDER / "matryoshka" / "HeldOut.json").read_text())
-    assert (notes["schema_version"], notes["embed_dim"], notes["normalized_after_cut"]) == (1, 8, True)
+    assert {key: notes[key] for key in RECORD} == RECORD
+    assert notes["schema_version"] == 2
+    assert notes["versions"]["mteb"] == mteb.__version__
 
 
 def test_the_output_is_a_folder(tmp_path: Path) -> None:
@@ -74,9 +77,9 @@ def test_newer_scores_join_older_ones(stored: StoredResult) -> None:
 
 def test_run_settings_of_other_tasks_are_kept(view: PrefixView, stored: StoredResult, tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
-    store.save(view.mteb_model_meta, stored, encode_kwargs={})
+    store.save(view.mteb_model_meta, stored, cut=RECORD, encode_kwargs={})
     other = stored.result.model_copy(update={"task_name": "Other"})
-    store.save(view.mteb_model_meta, StoredResult(other, {}), encode_kwargs={})
+    store.save(view.mteb_model_meta, StoredResult(other, {}), cut=RECORD, encode_kwargs={})
     lines = (tmp_path / FOLDER / "run_settings.jsonl").read_text().splitlines()
     assert [json.loads(line)["task"] for line in lines] == ["HeldOut", "Other"]
 
@@ -93,7 +96,7 @@ def test_a_half_file_is_set_aside(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = ResultStore(tmp_path)
-    store.save(view.mteb_model_meta, stored, encode_kwargs={})
+    store.save(view.mteb_model_meta, stored, cut=RECORD, encode_kwargs={})
     path = tmp_path / FOLDER / name
     broken = path.read_text()[: path.stat().st_size // 2] if rest == "half" else rest
     path.write_text(broken)
@@ -104,7 +107,7 @@ def test_a_half_file_is_set_aside(
     (record,) = caplog.records
     assert "set aside as HeldOut.json.corrupt" in record.getMessage()
     assert "\n" not in record.getMessage()
-    store.save(view.mteb_model_meta, stored, encode_kwargs={})
+    store.save(view.mteb_model_meta, stored, cut=RECORD, encode_kwargs={})
     assert store.load(view.mteb_model_meta, task) is not None
 
 
@@ -125,7 +128,7 @@ def test_killed_while_writing_leaves_no_result(
         done = 0
         store = ResultStore(tmp_path / str(last))
         with pytest.raises(KeyboardInterrupt):
-            store.save(view.mteb_model_meta, stored, encode_kwargs={})
+            store.save(view.mteb_model_meta, stored, cut=RECORD, encode_kwargs={})
         assert store.load(view.mteb_model_meta, task) is None
 
 
@@ -133,7 +136,7 @@ def test_other_data_under_the_same_name_is_no_result(
     view: PrefixView, task: AbsTask, stored: StoredResult, tmp_path: Path
 ) -> None:
     store = ResultStore(tmp_path)
-    store.save(view.mteb_model_meta, stored, encode_kwargs={})
+    store.save(view.mteb_model_meta, stored, cut=RECORD, encode_kwargs={})
     other = {**task.metadata.dataset, "revision": "other"}
     task.metadata = task.metadata.model_copy(update={"dataset": other})
     assert store.load(view.mteb_model_meta, task) is None
