@@ -16,7 +16,7 @@ from matryoshka_st.evaluation.comparison_report import comparison_table, csv_tex
 from matryoshka_st.evaluation.runs import read_runs
 from matryoshka_st.evaluation.side_search import find_side
 from matryoshka_st.evaluation.sides import Side, aggregate_parts, published_sides, run_sides
-from matryoshka_st.evaluation.tasks import require_mteb
+from matryoshka_st.evaluation.tasks import benchmark_tasks, require_mteb
 from matryoshka_st.flags import Flags
 
 
@@ -70,7 +70,7 @@ def _compare(given: argparse.Namespace, ours: Sequence[Side]) -> Comparison:
     if tasks:
         _check_tasks(tasks, (left, right))
     elif claim.benchmark:
-        tasks = _benchmark_tasks(claim.benchmark)
+        tasks = [task.metadata.name for task in benchmark_tasks(claim.benchmark)]
     aggregates = aggregate_parts(task for task in left.scores if task in right.scores)
     return compare(left, right, tasks=tasks, benchmark=claim.benchmark, aggregates=aggregates)
 
@@ -101,29 +101,11 @@ def _check_tasks(tasks: Sequence[str], sides: Sequence[Side]) -> None:
                 raise UserError(f"There is no score of {side.label} on {task!r}{hint or '; leave the task out.'}")
 
 
-def _benchmark_tasks(name: str) -> list[str]:
-    import mteb
-
-    try:
-        return [task.metadata.name for task in mteb.get_benchmark(name).tasks]
-    except KeyError as error:
-        hint = did_you_mean(name, [benchmark.name for benchmark in mteb.get_benchmarks()])
-        raise UserError(
-            f"mteb has no benchmark {name!r}{hint or '; mteb.get_benchmarks() lists them all.'}"
-        ) from error
-
-
 def _list(sides: Sequence[Side]) -> Table:
-    table = Table(title="What can be compared")
-    for name, justify in (("model@dim", "left"), ("tasks", "right"), ("of its width", "right"), ("from", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table = Table("model@dim", "tasks", title="What can be compared")
     for side in sorted(sides, key=lambda side: (side.is_published, side.model.lower(), side.revision, -side.dim)):
-        table.add_row(
-            side.label,
-            str(len(side.scores)) if side.scores else "averages only",
-            str(side.width),
-            side.revision,
-        )
+        label = side.label if side.is_published else side.full_label
+        table.add_row(label, str(len(side.scores) or "averages only"))
     return table
 
 

@@ -67,7 +67,7 @@ class Group:
         mean = f"{100 * (self.left - self.right):+.2f}"
         if self.interval is None:
             return mean
-        return f"{mean}, 95 % interval [{100 * self.interval.low:.2f}, {100 * self.interval.high:.2f}]"
+        return f"{mean} [{100 * self.interval.low:.2f}, {100 * self.interval.high:.2f}]"
 
     @property
     def outcomes(self) -> tuple[int, int, int]:
@@ -144,9 +144,10 @@ def sentence(comparison: Comparison) -> str:
     """The result in one sentence that holds without the table."""
     overall = comparison.overall
     left, right = _describe(comparison)
+    interval = " at 95 %" if overall.interval else ""
     text = (
         f"{left} {_verb(overall)} {right} on {comparison.scope}: "
-        f"{100 * overall.left:.2f} against {100 * overall.right:.2f} ({overall.difference})"
+        f"{100 * overall.left:.2f} against {100 * overall.right:.2f} ({overall.difference}{interval})"
     )
     won, equal, _ = overall.outcomes
     count = len(overall.pairs)

@@ -12,20 +12,20 @@ from matryoshka_st.evaluation.comparison import Comparison, Group, TaskPair, sen
 
 CSV_COLUMNS = ("task", "task_type", "left", "right", "left_score", "right_score", "left_source", "right_source")
 
+_COLUMNS = ("tasks", "left", "right", "left - right", "won-tied-lost")
 _TRAINING_DATA = (
     "Training data: what the published models were trained on is not fully known; overlap with these tasks "
     "was not checked."
 )
 _NEWEST = "Published values: the newest rerun of each task, or the leaderboard's value where there was none."
-_LEADERBOARD = "Published values: those behind the leaderboard's averages, not reruns with today's mteb."
+_LEADERBOARD = "Published values: as on the leaderboard of their time; reruns with today's mteb can differ."
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """A row per task type and one for all tasks; scores times 100."""
-    table = Table(title=_title(comparison))
-    table.add_column("task type (tasks)", overflow="fold")
-    for name in _header(comparison):
-        table.add_column(name, justify="right", overflow="fold")
+    table = Table("task type", title=f"left: {comparison.left.label}\nright: {comparison.right.label}")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right")
     for group in comparison.types:
         table.add_row(*_row(group))
     table.add_section()
@@ -49,8 +49,8 @@ def markdown(comparison: Comparison) -> str:
     """The sentence, the table, every task, and the notes."""
     left, right = comparison.left.label, comparison.right.label
     groups = [*comparison.types, comparison.overall]
-    lines = [f"# {_title(comparison)}", "", sentence(comparison), ""]
-    lines += _markdown_table(["task type (tasks)", *_header(comparison)], map(_row, groups))
+    lines = [f"# {left} against {right}", "", sentence(comparison), ""]
+    lines += _markdown_table(["task type", "tasks", left, right, *_COLUMNS[3:]], map(_row, groups))
     lines += ["", *_markdown_table(["task", left, right, "difference"], map(_task_row, comparison.overall.pairs))]
     lines += ["", *(f"- {note}" for note in notes(comparison)), ""]
     return "\n".join(lines)
@@ -77,17 +77,9 @@ def csv_text(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def _title(comparison: Comparison) -> str:
-    return f"{comparison.left.label} against {comparison.right.label}"
-
-
-def _header(comparison: Comparison) -> list[str]:
-    return [comparison.left.label, comparison.right.label, "difference", "won", "tied", "lost"]
-
-
 def _row(group: Group) -> list[str]:
     scores = [f"{100 * group.left:.2f}", f"{100 * group.right:.2f}", group.difference]
-    return [f"{group.name} ({len(group.pairs)})", *scores, *map(str, group.outcomes)]
+    return [group.name, str(len(group.pairs)), *scores, "-".join(map(str, group.outcomes))]
 
 
 def _task_row(pair: TaskPair) -> list[str]:
