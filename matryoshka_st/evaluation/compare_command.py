@@ -71,8 +71,7 @@ def _compare(given: argparse.Namespace, ours: Sequence[Side]) -> Comparison:
         _check_tasks(tasks, (left, right))
     elif claim.benchmark:
         tasks = [task.metadata.name for task in benchmark_tasks(claim.benchmark)]
-    aggregates = aggregate_parts(task for task in left.scores if task in right.scores)
-    return compare(left, right, tasks=tasks, benchmark=claim.benchmark, aggregates=aggregates)
+    return compare(left, right, tasks=tasks, benchmark=claim.benchmark, aggregates=aggregate_parts())
 
 
 def _sides(claim: Claim, ours: Sequence[Side], *, newest: bool) -> tuple[Side, Side]:
@@ -103,7 +102,10 @@ def _check_tasks(tasks: Sequence[str], sides: Sequence[Side]) -> None:
 
 def _list(sides: Sequence[Side]) -> Table:
     table = Table("model@dim", "tasks", title="What can be compared")
-    for side in sorted(sides, key=lambda side: (side.is_published, side.model.lower(), side.revision, -side.dim)):
+    ordered = sorted(
+        sides, key=lambda side: (side.model.lower(), side.revision, side.variant, side.precision, -side.dim)
+    )
+    for side in sorted(ordered, key=lambda side: side.is_published):
         label = side.label if side.is_published else side.full_label
         table.add_row(label, str(len(side.scores) or "averages only"))
     return table

@@ -64,7 +64,7 @@ class Group:
     @property
     def difference(self) -> str:
         """Left minus right, times 100, with its interval where there is one."""
-        mean = f"{100 * (self.left - self.right):+.2f}"
+        mean = signed(self.left - self.right)
         if self.interval is None:
             return mean
         return f"{mean} [{100 * self.interval.low:.2f}, {100 * self.interval.high:.2f}]"
@@ -154,6 +154,15 @@ def sentence(comparison: Comparison) -> str:
     if count > 1:
         text += f", with {won} of {count} tasks won" + (f" and {equal} tied" if equal else "")
     return text + "."
+
+
+def signed(difference: float) -> str:
+    """A difference of scores times 100, to two decimals; what rounds to nothing has no minus.
+
+    >>> signed(0.0101), signed(-0.00001)
+    ('+1.01', '+0.00')
+    """
+    return f"{round(100 * difference, 2) + 0.0:+.2f}"
 
 
 def _metric(score: TaskScore) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
-from matryoshka_st.evaluation.comparison import Comparison, Group, TaskPair, sentence
+from matryoshka_st.evaluation.comparison import Comparison, Group, TaskPair, sentence, signed
 
 CSV_COLUMNS = ("task", "task_type", "left", "right", "left_score", "right_score", "left_source", "right_source")
 
@@ -83,8 +83,8 @@ def _row(group: Group) -> list[str]:
 
 
 def _task_row(pair: TaskPair) -> list[str]:
-    left, right = 100 * pair.left.score, 100 * pair.right.score
-    return [pair.task, f"{left:.2f}", f"{right:.2f}", f"{left - right:+.2f}"]
+    left, right = pair.left.score, pair.right.score
+    return [pair.task, f"{100 * left:.2f}", f"{100 * right:.2f}", signed(left - right)]
 
 
 def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

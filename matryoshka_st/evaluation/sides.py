@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ class Side:
 def published_sides(*, newest: bool = False) -> list[Side]:
     """Every published model at every dim; see :func:`published_scores` for ``newest``."""
     scores: dict[tuple[str, int], dict[str, TaskScore]] = {}
-    types = _task_types(row.task for row in published_scores())
+    types = _task_types()
     for row in published_scores(newest=newest):
         score = TaskScore(types[row.task], row.metric, row.score / 100, row.source)
         scores.setdefault((row.model, row.dim), {})[row.task] = score
@@ -110,26 +111,27 @@ def run_sides(runs: Iterable[Run]) -> list[Side]:
     return [Side(*view, scores=_with_aggregates(scores)) for view, scores in views.items()]
 
 
-def aggregate_parts(tasks: Iterable[str]) -> dict[str, list[str]]:
-    """The parts of those of the tasks that mteb averages over others.
+@cache
+def aggregate_parts() -> dict[str, list[str]]:
+    """The parts of the published tasks that mteb averages over others.
 
-    >>> len(aggregate_parts(["CQADupstackRetrieval", "SciFact"])["CQADupstackRetrieval"])
-    12
+    >>> {task: len(parts) for task, parts in aggregate_parts().items()}
+    {'CQADupstackRetrieval': 12}
     """
     import mteb
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-    found = [mteb.get_task(task) for task in tasks]
+    tasks = [mteb.get_task(name) for name in _task_types()]
     return {
         task.metadata.name: [part.metadata.name for part in task.tasks]
-        for task in found
+        for task in tasks
         if isinstance(task, AbsTaskAggregate)
     }
 
 
 def _with_aggregates(scores: Mapping[str, TaskScore]) -> dict[str, TaskScore]:
     completed = dict(scores)
-    for whole, parts in aggregate_parts(["CQADupstackRetrieval"]).items():
+    for whole, parts in aggregate_parts().items():
         if whole not in scores and all(part in scores for part in parts):
             mean = fmean(scores[part].score for part in parts)
             first = scores[parts[0]]
@@ -137,7 +139,8 @@ def _with_aggregates(scores: Mapping[str, TaskScore]) -> dict[str, TaskScore]:
     return completed
 
 
-def _task_types(tasks: Iterable[str]) -> dict[str, str]:
+@cache
+def _task_types() -> dict[str, str]:
     import mteb
 
-    return {task: mteb.get_task(task).metadata.type for task in set(tasks)}
+    return {task: mteb.get_task(task).metadata.type for task in {row.task for row in published_scores()}}
