@@ -90,6 +90,14 @@ def compare(context: typer.Context) -> None:
     run(context.args, prog="matryoshka-st compare")
 
 
+@app.command(context_settings=PASS_THROUGH)
+def report(context: typer.Context) -> None:
+    """Turn results of eval into one HTML page with figures and tables (report --help lists the flags)."""
+    from matryoshka_st.evaluation.report.command import main as run
+
+    run(context.args, prog="matryoshka-st report")
+
+
 @app.command()
 def rotate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'bundled'.")],

@@ -21,8 +21,7 @@ from matryoshka_st.docstrings import load_docstrings
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.harness import evaluate_dims
 from matryoshka_st.evaluation.pairs_task import pairs_retrieval_task
-from matryoshka_st.evaluation.plot import plot_scores
-from matryoshka_st.evaluation.quick_report import write_report
+from matryoshka_st.evaluation.quick_report import write_quick_report
 from matryoshka_st.evaluation.scores import DimScore
 from matryoshka_st.evaluation.significance import Difference, paired_difference
 from matryoshka_st.models import load_model
@@ -106,10 +105,7 @@ def _table(curves: dict[str, list[DimScore]], gains: dict[str, dict[int, Differe
 
 def _report(output: Path, curves: dict[str, list[DimScore]], gains: dict[str, dict[int, Difference]]) -> None:
     by_dim = {label: {score.dim: score.score for score in scores} for label, scores in curves.items()}
-    title = "Held-out docstring retrieval"
-    for suffix in ("png", "svg"):
-        plot_scores(output / f"report.{suffix}", by_dim, "nDCG@10", title)
-    write_report(output / "report.html", by_dim, gains, figure=output / "report.svg", title=title)
+    write_quick_report(output, by_dim, gains, title="Held-out docstring retrieval")
 
 
 def _print_use(console: Console, output: Path, curves: dict[str, list[DimScore]], seconds: float) -> None:

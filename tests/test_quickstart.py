@@ -10,7 +10,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.evaluation.quick_report import write_report
+from matryoshka_st.evaluation.quick_report import write_quick_report
 from matryoshka_st.evaluation.significance import Difference, paired_difference
 from matryoshka_st.quickstart import quickstart
 from matryoshka_st.verify import verify_model
@@ -43,16 +43,17 @@ def test_the_quickstart_beats_both_baselines_where_it_counts(
 
 
 def test_the_report_is_one_page_that_asks_for_nothing(tmp_path: Path) -> None:
-    figure = tmp_path / "figure.svg"
-    figure.write_text('<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0"/></svg>')
     curves = {"untrained": {64: 0.5, 32: 0.4}, "trained <b>": {64: 0.6, 32: 0.55}}
     gains = {"untrained": {64: Difference(0.1, 0.08, 0.12), 32: Difference(0.15, 0.1, 0.2)}}
-    write_report(tmp_path / "report.html", curves, gains, figure=figure, title="A & B")
+    write_quick_report(tmp_path, curves, gains, title="A & B")
     page = (tmp_path / "report.html").read_text()
     assert "<?xml" not in page and "<svg" in page and "A &amp; B" in page and "trained &lt;b&gt;" in page
     assert "+15.0 [10.0, 20.0]" in page
-    assert page.index("<td>64</td>") < page.index("<td>32</td>")
-    assert not re.search(r"(src|href)=", page)
+    assert page.index(">64</td>") < page.index(">32</td>")
+    assert "trained &lt;b&gt;, 32 dims: 55.00, 91.7 % of full width" in page
+    assert not re.search(r"""(src|href)="(?!#|data:,)|url\((?!#)""", page)
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "report.svg").read_text()
 
 
 def test_too_few_queries_to_measure_on_are_refused(tmp_path: Path) -> None:

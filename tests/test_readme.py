@@ -31,7 +31,7 @@ def test_the_blocks_run(tmp_path: Path, shared_data: Path) -> None:
     """What the evaluation block would fetch from the hub comes from the mirror."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     found = blocks(README.read_text())
-    assert [language for language, _ in found] == ["bash", "python", "bash", "python", "bash"]
+    assert [language for language, _ in found] == ["bash", "python", "bash", "bash", "bash", "python", "bash"]
     for language, code in found:
         program = ["bash", "-euc", code.replace(" eval ", f" eval --dataset-mirror {shared_data / 'mirror'} ")]
         if language == "python":

@@ -14,6 +14,7 @@ from matryoshka_st.evaluation.precision import PRECISIONS
 from matryoshka_st.evaluation.steps import BASELINES
 from matryoshka_st.evaluation.tasks import require_mteb, select_tasks
 from matryoshka_st.flags import Flags
+from matryoshka_st.models import embedding_width, load_model
 
 
 def main(argv: Sequence[str], prog: str = "run_mteb.py") -> None:
@@ -29,9 +30,18 @@ def main(argv: Sequence[str], prog: str = "run_mteb.py") -> None:
     """
     given = _flags(prog).parse(argv)
     require_mteb()
+    tasks = select_tasks(given.tasks, benchmark=given.benchmark, types=given.task_types, languages=given.languages)
+    common = {
+        "mirror": given.dataset_mirror,
+        "output": given.output,
+        "batch_size": given.batch_size,
+        "languages": given.languages,
+        "splits": given.splits,
+        "devices": given.devices,
+    }
     run_eval(
         given.model,
-        select_tasks(given.tasks, benchmark=given.benchmark, types=given.task_types, languages=given.languages),
+        tasks,
         dims=given.dims,
         grid=Grid(
             precisions=given.precisions,
@@ -42,15 +52,12 @@ def main(argv: Sequence[str], prog: str = "run_mteb.py") -> None:
             texts=given.texts,
         ),
         name=given.name,
-        mirror=given.dataset_mirror,
-        output=given.output,
-        batch_size=given.batch_size,
-        languages=given.languages,
-        splits=given.splits,
-        devices=given.devices,
         prompts=_strings("--prompts", given.prompts),
         model_kwargs=_mapping("--model-kwargs", given.model_kwargs),
+        **common,
     )
+    for model in given.fixed:
+        run_eval(model, tasks, dims=[embedding_width(load_model(model))], **common)
 
 
 def _flags(prog: str) -> Flags:
@@ -79,6 +86,9 @@ def _flags(prog: str) -> Flags:
         "--baselines", nargs="+", default=[], help=f"other bases to cut in, fitted on --texts: {', '.join(BASELINES)}"
     )
     flags.add_argument("--seeds", nargs="+", type=int, default=[0], help="one random baseline for each (default 0)")
+    flags.add_argument(
+        "--fixed", nargs="+", default=[], help="models trained at one width each (FF), scored at that width besides"
+    )
     flags.add_argument(
         "--texts",
         help="training texts (pairs or a .txt file) for the baselines and for int8; without it int8 takes its ranges "

@@ -17,6 +17,7 @@ from matryoshka_st.evaluation.runs import read_runs
 from matryoshka_st.evaluation.side_search import find_side
 from matryoshka_st.evaluation.sides import Side, aggregate_parts, published_sides, run_sides
 from matryoshka_st.evaluation.tasks import benchmark_tasks, require_mteb
+from matryoshka_st.files import write_whole
 from matryoshka_st.flags import Flags
 
 
@@ -113,8 +114,7 @@ def _list(sides: Sequence[Side]) -> Table:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be written ({error.strerror}); give another file.") from error
 

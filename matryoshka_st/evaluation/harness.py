@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -87,10 +88,11 @@ def evaluate_dims(
         OptionalDependencyError: If mteb is not installed.
         UserError: If a dim, a task or an option is not valid; nothing was evaluated.
         UnfinishedError: If the data of some task is missing; the others were evaluated and are in its ``scores``.
+        WriteError: If a result cannot be written; nothing else is tried then.
     """
     require_mteb()
     from matryoshka_st.evaluation.bank import Bank
-    from matryoshka_st.evaluation.results import ResultStore
+    from matryoshka_st.evaluation.results import ResultStore, WriteError
     from matryoshka_st.evaluation.views import make_views
 
     if batch_size < 1:
@@ -115,6 +117,8 @@ def evaluate_dims(
             for task in found:
                 try:
                     scores += _evaluate_task(task, views, bank, store, mirror, encode_kwargs, step)
+                except WriteError:
+                    raise
                 except UserError as error:
                     problems.append(error)
     if problems:
@@ -239,14 +243,16 @@ def _run(view: PrefixView, task: AbsTask, encode_kwargs: Mapping[str, Any]) -> S
     from matryoshka_st.evaluation.results import StoredResult
 
     view.begin()
-    results = mteb.evaluate(
-        view,
-        fresh_task(task),
-        cache=None,
-        encode_kwargs=cast("EncodeKwargs", dict(encode_kwargs)),  # mteb writes into it
-        co2_tracker=False,
-        show_progress_bar=False,
-    )
+    with warnings.catch_warnings():  # labels that a narrow cut never predicts are its score, not news
+        warnings.filterwarnings("ignore", module="sklearn")
+        results = mteb.evaluate(
+            view,
+            fresh_task(task),
+            cache=None,
+            encode_kwargs=cast("EncodeKwargs", dict(encode_kwargs)),  # mteb writes into it
+            co2_tracker=False,
+            show_progress_bar=False,
+        )
     per_query: PerQuery = {}
     for (split, subset), ranking in view.rankings.items():
         qrels = cast("AbsTaskRetrieval", task).dataset[subset][split]["relevant_docs"]

@@ -1,4 +1,4 @@
-"""The report of a first run: one self-contained HTML page with the figure and the numbers behind it."""
+"""The report of a first run: one page with the figure, the gains over the baselines and how to use the model."""
 
 from __future__ import annotations
 
@@ -6,80 +6,67 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from matryoshka_st.evaluation.report.curves import Curve
+from matryoshka_st.evaluation.report.figures import scores_drawing
+from matryoshka_st.evaluation.report.page import figures, page, paragraph, section
+from matryoshka_st.evaluation.report.svg import inline_svg
+from matryoshka_st.evaluation.report.tables import Cell, Column, Table, hundredths, number, to_html
 from matryoshka_st.evaluation.significance import Difference
+from matryoshka_st.files import write_whole
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #1d2733; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #dde3ea; }}
-thead th {{ border-bottom: 2px solid #1d2733; }}
-svg {{ width: 100%; height: auto; }}
-pre {{ background: #f3f5f8; padding: .8rem; overflow-x: auto; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>nDCG@10 x100 at each number of leading dimensions. Gains come with a 95 % paired bootstrap interval over the
-queries.</p>
-{figure}
-<table>
-<thead><tr>{header}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-<h2>Use the model</h2>
-<pre>from sentence_transformers import SentenceTransformer
+METRIC = "nDCG@10"
+INTRODUCTION = (
+    f"{METRIC} x100 at each number of leading dimensions. "
+    "Gains come with a 95 % paired bootstrap interval over the queries."
+)
+USE = """from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{model}", truncate_dim=64)
-embeddings = model.encode(["Cut to 64 dims."], normalize_embeddings=True)</pre>
-</body>
-</html>
-"""
+embeddings = model.encode(["Cut to 64 dims."], normalize_embeddings=True)"""
 
 
-def write_report(
-    path: Path,
+def write_quick_report(
+    folder: Path,
     curves: Mapping[str, Mapping[int, float]],
     gains: Mapping[str, Mapping[int, Difference]],
     *,
-    figure: Path,
     title: str,
 ) -> None:
-    """Write the page.
+    """Write ``report.png``, ``report.svg`` and ``report.html``.
 
     Args:
-        path: The HTML file; the model is the folder ``model`` beside it.
+        folder: Holds the model in ``model``.
         curves: For each model, the score (0 to 1) at each dim.
         gains: For each baseline, the gain of the last curve over it at each dim.
-        figure: An SVG to put into the page.
-        title: Heading of the page.
+        title: Heading of the page and of the figure.
+
+    Raises:
+        OptionalDependencyError: If matplotlib is not installed.
     """
-    columns = ["dim", *curves, *(f"gain over {name}" for name in gains), "bytes per vector"]
-    dims = sorted(next(iter(curves.values())), reverse=True)
-    cells = [
+    drawing = scores_drawing([Curve.down_from_the_widest(*curve) for curve in curves.items()], METRIC, title)
+    content = page(
+        title,
         [
-            str(dim),
-            *(f"{100 * scores[dim]:.2f}" for scores in curves.values()),
-            *(str(gain[dim]) for gain in gains.values()),
-            f"{4 * dim:,}",
-        ]
-        for dim in dims
-    ]
-    svg = figure.read_text(encoding="utf-8")
-    page = PAGE.format(
-        title=escape(title),
-        figure=svg[svg.index("<svg") :],
-        header="".join(f"<th>{escape(column)}</th>" for column in columns),
-        rows="\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells),
-        model=escape(str(path.parent / "model")),
+            paragraph(INTRODUCTION),
+            figures([inline_svg(drawing, "scores", "Score against dimensions; the table below has the numbers")]),
+            section("Numbers", to_html(_table(curves, gains), "Scores and gains at each dim")),
+            section("Use the model", f"<pre>{escape(USE.format(model=folder / 'model'))}</pre>"),
+        ],
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(folder / "report.png", drawing.png())
+    write_whole(folder / "report.svg", drawing.svg)
+    write_whole(folder / "report.html", content)
+
+
+def _table(curves: Mapping[str, Mapping[int, float]], gains: Mapping[str, Mapping[int, Difference]]) -> Table:
+    names = ["dim", *curves, *(f"gain over {name}" for name in gains), "bytes per vector"]
+    rows = [
+        [
+            number(dim),
+            *(hundredths(scores[dim]) for scores in curves.values()),
+            *(Cell(str(gain[dim]), gain[dim].mean) for gain in gains.values()),
+            number(4 * dim),
+        ]
+        for dim in sorted(next(iter(curves.values())), reverse=True)
+    ]
+    return Table([Column(name) for name in names], rows, falling=0)

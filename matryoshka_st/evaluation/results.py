@@ -40,6 +40,10 @@ PerQuery = dict[str, dict[str, dict[str, float]]]
 T = TypeVar("T")
 
 
+class WriteError(UserError):
+    """A result could not be written; those written before are whole."""
+
+
 @dataclass(frozen=True)
 class StoredResult:
     """mteb's result of one view on one task, with the scores per query of retrieval tasks."""
@@ -96,7 +100,22 @@ class ResultStore:
             stored: What was scored.
             cut: How the vectors were cut and stored, for the record.
             encode_kwargs: What mteb notes of the encoding.
+
+        Raises:
+            WriteError: If the disk is full or the folder cannot be written to.
         """
+        try:
+            self._write(meta, stored, cut, encode_kwargs)
+        except OSError as error:
+            raise WriteError(
+                f"The result of {stored.result.task_name!r} could not be written below "
+                f"{str(self._cache.cache_path)!r} ({error.strerror}); make room there and run the same command again, "
+                "which keeps all results written so far."
+            ) from error
+
+    def _write(
+        self, meta: ModelMeta, stored: StoredResult, cut: Mapping[str, Any], encode_kwargs: Mapping[str, Any]
+    ) -> None:
         final = self._path(meta, stored.result.task_name)
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=self._cache.cache_path) as scratch:

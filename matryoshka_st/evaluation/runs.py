@@ -59,12 +59,17 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"The results folder {str(folder)!r} does not exist; give what eval --output wrote.")
-        notes = sorted(path for path in folder.rglob("*.json") if path.parent.name == NOTES_FOLDER)
+        notes = sorted(path for path in folder.rglob("*.json") if _is_notes(path.relative_to(folder)))
         found = [_read(path) for path in notes if (path.parent.parent / path.name).exists()]
         if not found:
             raise UserError(f"The folder {str(folder)!r} holds no result; give what eval --output wrote.")
         runs += found
     return runs
+
+
+def _is_notes(path: Path) -> bool:
+    """Whether a file is one of ours, and not what a killed run left half-way."""
+    return path.parent.name == NOTES_FOLDER and not any(part.startswith(".") for part in path.parts)
 
 
 def _read(notes_path: Path) -> Run:

@@ -8,6 +8,7 @@ a revision where one name has both or several.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -90,8 +91,15 @@ def _find_model(name: str, models: Sequence[str]) -> str:
             return found[0]
         if found:
             raise UserError(f"{name!r} can be any of {_some(found)}; write more of the name.")
-    hint = did_you_mean(name, [*models, *(model.split("/")[-1] for model in models)])
+    hint = did_you_mean(name, [*models, *_endings(models)])
     raise UserError(f"There is no model {name!r}{hint or ';'} --list shows those there are, --results adds your runs.")
+
+
+def _endings(models: Sequence[str]) -> list[str]:
+    """The ends of names, from the part behind the slash on, that only one model has: ``ada-002``."""
+    words = [model.split("/")[-1].split("-") for model in models]
+    endings = Counter("-".join(word[i:]) for word in words for i in range(len(word)))
+    return [ending for ending, count in endings.items() if count == 1]
 
 
 def _some(names: Iterable[str]) -> str:

@@ -18,8 +18,10 @@ from sentence_transformers import SentenceTransformer
 from matryoshka_st.card import drop_training_rows
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
-from matryoshka_st.evaluation.plot import plot_scores
+from matryoshka_st.evaluation.report.curves import Curve
+from matryoshka_st.evaluation.report.figures import scores_drawing
 from matryoshka_st.export import save_model
+from matryoshka_st.files import write_whole
 from matryoshka_st.models import load_model, resolve_model
 from matryoshka_st.training.arguments import Recipe
 from matryoshka_st.training.checkpoints import checkpoint_at, newest_complete, set_aside
@@ -27,7 +29,7 @@ from matryoshka_st.training.lora import merge_lora
 from matryoshka_st.training.loss import build_loss
 from matryoshka_st.training.prepare import dry_run, prepare, score
 from matryoshka_st.training.recipe import as_yaml, parse_recipe
-from matryoshka_st.training.summary import Scores, table, verdict, write_metrics, write_text
+from matryoshka_st.training.summary import Scores, table, verdict, write_metrics
 from matryoshka_st.training.trainer import MatryoshkaTrainer
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def train(recipe: Recipe) -> Scores:
     resume_from = _resume_point(recipe)
     prepared, before = prepare(recipe)
     if state.is_main_process:
-        write_text(recipe.folder / "run_config.yaml", yaml.safe_dump(as_yaml(recipe), sort_keys=False))
+        write_whole(recipe.folder / "run_config.yaml", yaml.safe_dump(as_yaml(recipe), sort_keys=False))
     trainer = MatryoshkaTrainer(
         model=prepared.model,
         args=recipe.trainer,
@@ -174,7 +176,11 @@ def _write_results(
         versions={name: version(name) for name in ("matryoshka-st", "sentence-transformers", "transformers", "torch")},
         log_history=log_history,
     )
-    plot_scores(folder / "scores.png", {"before": scores.before, "after": scores.after}, scores.metric)
+    curves = [
+        Curve.down_from_the_widest(name, by_dim)
+        for name, by_dim in (("before", scores.before), ("after", scores.after))
+    ]
+    write_whole(folder / "scores.png", scores_drawing(curves, scores.metric).png())
     console = Console()
     console.print(table(scores))
     console.print(verdict(scores), markup=False, soft_wrap=True)

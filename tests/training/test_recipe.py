@@ -91,7 +91,9 @@ def test_shipped_recipes_parse_and_are_found_by_name(path: Path) -> None:
 
 
 def test_an_unknown_recipe_name_lists_those_there_are() -> None:
-    with pytest.raises(UserError, match="no recipe 'slow'; use one of bert-base-all-nli, minilm-pairs, quickstart"):
+    with pytest.raises(
+        UserError, match="no recipe 'slow'; use one of bert-base-all-nli, minilm-in-domain, minilm-pairs, quickstart"
+    ):
         recipe_path("slow")
 
 
