@@ -87,6 +87,14 @@ def evaluate(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_THROUGH)
+def compare(context: typer.Context) -> None:
+    """Put two models side by side, our runs or published ones, on the tasks they share (compare --help)."""
+    from matryoshka_st.evaluation.compare_command import main as run
+
+    run(context.args, prog="matryoshka-st compare")
+
+
+@app.command(context_settings=PASS_THROUGH)
 def report(context: typer.Context) -> None:
     """Turn results of eval into one HTML page with figures and tables (report --help lists the flags)."""
     from matryoshka_st.evaluation.report.command import main as run

@@ -34,10 +34,10 @@ def test_the_commands(run: Run) -> None:
     code, text, _ = run("--help")
     assert code == 0
     commands = [line.split()[0] for line in text.split("Commands:")[1].splitlines() if line.strip()]
-    assert commands == ["quickstart", "train", "check", "eval", "report", "rotate", "verify"]
+    assert commands == ["quickstart", "train", "check", "eval", "compare", "report", "rotate", "verify"]
 
 
-@pytest.mark.parametrize("command", ["quickstart", "train", "check", "eval", "report", "rotate", "verify"])
+@pytest.mark.parametrize("command", ["quickstart", "train", "check", "eval", "compare", "report", "rotate", "verify"])
 def test_each_command_explains_itself(run: Run, command: str) -> None:
     code, text, _ = run(command, "--help")
     assert code == 0
@@ -64,6 +64,9 @@ def test_each_command_explains_itself(run: Run, command: str) -> None:
         (["eval", "bundled", "--tasks", "STS12", "--dim", "8"], "Unknown argument '--dim'; did you mean '--dims'?"),
         (["eval", "bundled", "--tasks", "STS12", "--dims", "a"], "--dims got 'a', which is not an integer;"),
         (["eval", "bundled", "--tasks", "STS12", "--dims", "8", "8"], "matryoshka_dims names 8 more than once;"),
+        (["compare", "ada-002"], "compare needs two models, --claim or --list;"),
+        (["compare", "ada-02", "mxbai"], "There is no model 'ada-02'; did you mean 'ada-002'?"),
+        (["compare", "a", "b", "--results", "nowhere"], "The results folder 'nowhere' does not exist;"),
         (["report"], "the following arguments are required: DIR;"),
         (["report", "nowhere"], "The results folder 'nowhere' does not exist;"),
         (["report", "nowhere", "--titel", "x"], "Unknown argument '--titel'; did you mean '--title'?"),

@@ -55,7 +55,7 @@ def select_tasks(
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
     found: dict[str, TaskLike] = {name: name for name in names}
-    for task in _benchmark_tasks(benchmark) if benchmark else ():
+    for task in benchmark_tasks(benchmark) if benchmark else ():
         for part in task.tasks if isinstance(task, AbsTaskAggregate) else [task]:
             found.setdefault(part.metadata.name, part)
     if types:
@@ -72,6 +72,26 @@ def select_tasks(
     if not found:
         raise UserError("No task was named; give --tasks, --benchmark or --task-types.")
     return list(found.values())
+
+
+def benchmark_tasks(name: str) -> Sequence[AbsTask]:
+    """The tasks of a benchmark.
+
+    Args:
+        name: As mteb knows it, for example ``MTEB(eng, v1)``.
+
+    Raises:
+        UserError: If mteb has no such benchmark.
+    """
+    import mteb
+
+    try:
+        return list(mteb.get_benchmark(name).tasks)
+    except KeyError as error:
+        known = [benchmark.name for benchmark in mteb.get_benchmarks()]
+        raise UserError(
+            f"mteb has no benchmark {name!r}{did_you_mean(name, known) or '; mteb.get_benchmarks() lists them all.'}"
+        ) from error
 
 
 def find_task(
@@ -151,18 +171,6 @@ def _task_by_name(name: str) -> AbsTask:
     except KeyError as error:
         hint = did_you_mean(name, _TASKS_REGISTRY)
         raise UserError(f"mteb has no task {name!r}{hint or '; mteb.get_tasks() lists them all.'}") from error
-
-
-def _benchmark_tasks(name: str) -> Sequence[AbsTask]:
-    import mteb
-
-    try:
-        return list(mteb.get_benchmark(name).tasks)
-    except KeyError as error:
-        known = [benchmark.name for benchmark in mteb.get_benchmarks()]
-        raise UserError(
-            f"mteb has no benchmark {name!r}{did_you_mean(name, known) or '; mteb.get_benchmarks() lists them all.'}"
-        ) from error
 
 
 def _check_types(types: Sequence[str]) -> None:
