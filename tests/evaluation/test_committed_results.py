@@ -1,0 +1,54 @@
+"""The committed results of the untrained MiniLM against what others measured and published."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from matryoshka_st.evaluation.published import published_scores
+from matryoshka_st.evaluation.runs import Run, read_runs
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+RESULTS = Path(__file__).parents[2] / "eval" / "results" / "minilm"
+DIMS = {384, 256, 128, 64, 32}
+# Signs of coordinates near zero depend on how texts are batched, and equal scores are ties here and not there.
+WITHIN = {"float32": 0.02, "binary": 0.03}
+OTHER_TEXT = {"BIOSSES"}  # the mirror's text differs slightly from the one behind the published score
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    return read_runs([RESULTS])
+
+
+def test_every_task_has_every_dim_and_precision(runs: list[Run]) -> None:
+    by_task: dict[str, set[tuple[int, str]]] = {}
+    for run in runs:
+        assert run.model == MODEL
+        by_task.setdefault(run.task, set()).add((run.dim, run.precision))
+    assert len(by_task) == 14
+    grid = {(dim, precision) for dim in DIMS for precision in ("float32", "float16", "int8", "binary")}
+    assert all(cuts == grid for cuts in by_task.values())
+
+
+def test_full_width_scores_are_the_published_ones(runs: list[Run]) -> None:
+    full = {run.task: 100 * run.score for run in runs if run.dim == run.width and run.precision == "float32"}
+    published = {
+        score.task: score.score for score in published_scores(newest=True) if (score.model, score.dim) == (MODEL, 384)
+    }
+    shared = (full.keys() & published.keys()) - OTHER_TEXT
+    assert len(shared) >= 12
+    for task in shared:
+        assert full[task] == pytest.approx(published[task], abs=0.02), task
+
+
+def test_every_dim_is_what_was_measured_without_this_package(runs: list[Run], shared_data: Path) -> None:
+    with (shared_data / "reference" / "minilm_truncation_measured.csv").open(encoding="utf-8") as file:
+        measured = {(r["task"], int(r["embed_dim"]), r["precision"]): float(r["score"]) for r in csv.DictReader(file)}
+    ours = {(run.task, run.dim, run.precision): 100 * run.score for run in runs}
+    shared = ours.keys() & measured.keys()
+    assert len(shared) >= 70
+    for cut in shared:
+        assert ours[cut] == pytest.approx(measured[cut], abs=WITHIN[cut[2]]), cut
