@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.mocks import mock_tasks
+from mteb.mocks.mock_tasks.clustering import MockClusteringTask
 from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
@@ -57,6 +58,36 @@ def _clustering() -> AbsTask:
     return task
 
 
+def _legacy_clustering() -> AbsTask:
+    task = MockClusteringTask()
+    sets = [(sentences(30, seed), [i % 3 for i in range(30)]) for seed in (14, 15)]
+    task.dataset = DatasetDict(
+        test=Dataset.from_dict({"sentences": [texts for texts, _ in sets], "labels": [labels for _, labels in sets]})
+    )
+    return task
+
+
+def _summarization() -> AbsTask:
+    task = mock_tasks.MockSummarizationTask()
+    draw = random.Random(16)
+    written, generated = sentences(40, 17), sentences(40, 18)
+    columns = {
+        "text": sentences(10, 19),
+        "human_summaries": [written[4 * i : 4 * i + 4] for i in range(10)],
+        "machine_summaries": [generated[4 * i : 4 * i + 4] for i in range(10)],
+        "relevance": [[draw.random() for _ in range(4)] for _ in range(10)],
+    }
+    task.dataset = DatasetDict(test=Dataset.from_dict(columns))
+    return task
+
+
+def _bitext_mining() -> AbsTask:
+    task = mock_tasks.MockBitextMiningTask()
+    columns = {"sentence1": sentences(40, 20), "sentence2": sentences(40, 21)}
+    task.dataset = DatasetDict(test=Dataset.from_dict(columns))
+    return task
+
+
 def _pair_classification() -> AbsTask:
     task = mock_tasks.MockPairClassificationTask()
     columns = {"sentence1": sentences(40, 7), "sentence2": sentences(41, 8)[1:]}
@@ -86,6 +117,9 @@ TASKS: dict[str, Callable[[], AbsTask]] = {
     "STS": _sts,
     "Classification": _classification,
     "Clustering": _clustering,
+    "Clustering, first version": _legacy_clustering,
+    "Summarization": _summarization,
+    "BitextMining": _bitext_mining,
     "PairClassification": _pair_classification,
     "Reranking": _reranking,
     "Retrieval": _retrieval,

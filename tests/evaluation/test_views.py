@@ -24,7 +24,17 @@ from matryoshka_st.evaluation.prefix_view import Cut, PrefixView
 from matryoshka_st.evaluation.runs import read_runs
 
 MakeTask = Callable[[str], AbsTask]
-KINDS = ["STS", "Classification", "Clustering", "PairClassification", "Reranking", "Retrieval"]
+KINDS = [
+    "STS",
+    "Classification",
+    "Clustering",
+    "Clustering, first version",
+    "PairClassification",
+    "Reranking",
+    "Retrieval",
+    "Summarization",
+    "BitextMining",
+]
 PRECISIONS = ("float32", "float16", "int8", "binary")
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(mteb|sklearn|scipy)")
