@@ -9,9 +9,11 @@ zero; compared as +1 and -1, whose cosine is ``1 - 2 * hamming / d``.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,3 +90,21 @@ def quantize(
         codes = ((vectors - low) / step.clamp(min=torch.finfo(step.dtype).tiny)).round().clamp(0, _STEPS)
         return low + codes * step
     return vectors
+
+
+def with_exact_length(signs: Float[Tensor, "n d"]) -> Float[Tensor, "n more"]:
+    """Append constant whole numbers that make the length of +1/-1 vectors a power of two.
+
+    Whoever normalises them then divides without rounding, so equal Hamming distances stay ties. Cosines become
+    ``(d * cosine + p) / (d + p)``: no order, correlation or threshold-free metric changes.
+
+    >>> with_exact_length(torch.tensor([[1.0, -1.0, 1.0]]))
+    tensor([[ 1., -1.,  1.,  1.]])
+    """
+    dim = signs.shape[1]
+    rest = 4 ** math.ceil((dim - 1).bit_length() / 2) - dim
+    while rest > 0:
+        constant = math.isqrt(rest)
+        rest -= constant**2
+        signs = F.pad(signs, (0, 1), value=float(constant))
+    return signs

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from matryoshka_st.evaluation.precision import Precision, Ranges, bytes_per_vector, calibrate, quantize
+from matryoshka_st.evaluation.precision import (
+    Precision,
+    Ranges,
+    bytes_per_vector,
+    calibrate,
+    quantize,
+    with_exact_length,
+)
 from matryoshka_st.nesting import truncate_normalize
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
     from matryoshka_st.evaluation.steps import Step
 
 CALIBRATION_ROWS = 10_000
+_COSINES_BY_MTEB = ("STS", "PairClassification")  # it normalises there by itself, and rounding would break ties
 
 
 @dataclass(frozen=True)
@@ -146,13 +154,16 @@ class PrefixView(AbsEncoder):
         """Encode texts for mteb's encoder tasks (``EncoderProtocol``)."""
         vectors = self._bank.encode(inputs, task_metadata=task_metadata, **kwargs)
         self.calibrate(vectors, f"texts of {task_metadata.name}")
-        return self._stored(vectors).numpy()
+        stored = self._stored(vectors)
+        if self.cut.precision == "binary" and task_metadata.type in _COSINES_BY_MTEB:
+            stored = with_exact_length(stored)
+        return stored.numpy()
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosines (n x m); of signs without rounding, so that ties stay ties."""
         if self.cut.precision != "binary":
             return torch.as_tensor(super().similarity(embeddings1, embeddings2))
-        left, right = (torch.atleast_2d(torch.as_tensor(x)) for x in (embeddings1, embeddings2))
+        left, right = (torch.atleast_2d(torch.as_tensor(x))[:, : self.cut.dim] for x in (embeddings1, embeddings2))
         cosines: Tensor = left @ right.T / self.cut.dim
         return cosines
 
@@ -160,7 +171,8 @@ class PrefixView(AbsEncoder):
         """Cosines of row i with row i (n); of signs without rounding."""
         if self.cut.precision != "binary":
             return torch.as_tensor(super().similarity_pairwise(embeddings1, embeddings2))
-        return (torch.as_tensor(embeddings1) * torch.as_tensor(embeddings2)).sum(dim=-1) / self.cut.dim
+        products = torch.as_tensor(embeddings1) * torch.as_tensor(embeddings2)
+        return products[..., : self.cut.dim].sum(dim=-1) / self.cut.dim
 
     def index(self, corpus: Dataset, **kwargs: Any) -> None:
         """Note the corpus to search (``SearchProtocol``); it is read, in chunks, by :meth:`search`."""

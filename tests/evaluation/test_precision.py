@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.util import quantize_embeddings
+from sklearn.metrics.pairwise import paired_cosine_distances
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.evaluation.precision import bytes_per_vector, calibrate, check_precision, quantize
+from matryoshka_st.evaluation.precision import (
+    bytes_per_vector,
+    calibrate,
+    check_precision,
+    quantize,
+    with_exact_length,
+)
 
 
 def test_int8_decodes_as_faiss_does() -> None:
@@ -33,6 +40,18 @@ def test_binary_has_the_bits_of_sentence_transformers() -> None:
     x = torch.randn(20, 64)
     packed = quantize_embeddings(x.numpy(), "ubinary")
     assert np.array_equal(np.packbits((quantize(x, "binary") > 0).numpy(), axis=1), packed)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5, 32, 64, 128, 384, 768])
+def test_signs_of_exact_length_normalise_without_rounding(dim: int) -> None:
+    signs = quantize(torch.randn(400, dim), "binary")
+    longer = with_exact_length(signs)
+    lengths = longer.norm(dim=1)
+    assert torch.equal(longer[:, :dim], signs)
+    assert torch.equal(lengths, 2.0 ** lengths.log2().round())
+    cosines = 1 - paired_cosine_distances(longer[:200], longer[200:])
+    agree = (signs[:200] * signs[200:]).sum(dim=1)
+    assert len(np.unique(cosines)) == len(agree.unique())
 
 
 def test_float16_rounds_and_float32_does_not() -> None:

@@ -61,12 +61,13 @@ def test_without_normalisation_scores_equal_mteb_with_embed_dim(
         assert score_of(view, small_task(kind)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_binary_similarity_by_hand(tiny_model: SentenceTransformer, small_task: MakeTask) -> None:
+@pytest.mark.parametrize("dim", [32, 24, 16, 5])
+def test_binary_similarity_by_hand(tiny_model: SentenceTransformer, small_task: MakeTask, dim: int) -> None:
     task = small_task("STS")
     rows = task.dataset["test"]
-    left, right = (torch.as_tensor(tiny_model.encode(rows[c]))[:, :8] > 0 for c in ("sentence1", "sentence2"))
-    cosines = 1 - 2 * (left != right).sum(dim=1) / 8
-    view = PrefixView(Bank(tiny_model), Cut(8, "binary"), name="local/tiny", revision="abc")
+    left, right = (torch.as_tensor(tiny_model.encode(rows[c]))[:, :dim] > 0 for c in ("sentence1", "sentence2"))
+    cosines = 1 - 2 * (left != right).sum(dim=1) / dim
+    view = PrefixView(Bank(tiny_model), Cut(dim, "binary"), name="local/tiny", revision="abc")
     assert score_of(view, small_task("STS")) == pytest.approx(spearmanr(cosines, rows["score"]).statistic, abs=1e-6)
 
 
