@@ -59,12 +59,13 @@ def named_step(name: str) -> Step:
     return Step(name, found)
 
 
-def baseline(kind: str, vectors: Float[Tensor, "n width"], *, seed: int = 0) -> Step:
+def baseline(kind: str, vectors: Float[Tensor, "n width"], label: str, *, seed: int = 0) -> Step:
     """Fit a baseline on the full-width vectors of training texts.
 
     Args:
         kind: ``svd``, ``pca``, or ``random`` (coordinates in an order drawn with the seed).
         vectors: What to fit on; only the width matters to ``random``.
+        label: Names what was fitted on, so that two fits never share a result.
         seed: For ``random``.
 
     Raises:
@@ -77,9 +78,9 @@ def baseline(kind: str, vectors: Float[Tensor, "n width"], *, seed: int = 0) -> 
         raise UserError(f"There is no baseline {kind!r}{did_you_mean(kind, BASELINES)}; use {', '.join(BASELINES)}.")
     if kind == "svd":
         basis = fit_rotation(vectors)
-        return Step(kind, lambda x: x @ basis.to(x.device))
+        return Step(f"svd-{label}", lambda x: x @ basis.to(x.device))
     mean, axes = _principal_axes(vectors)
-    return Step(kind, lambda x: (F.normalize(x, dim=1) - mean.to(x.device)) @ axes.to(x.device))
+    return Step(f"pca-{label}", lambda x: (F.normalize(x, dim=1) - mean.to(x.device)) @ axes.to(x.device))
 
 
 def _principal_axes(vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.bank import Bank
 from matryoshka_st.evaluation.grid import Grid
-from matryoshka_st.evaluation.precision import Precision, check_precision
+from matryoshka_st.evaluation.precision import check_precision
 from matryoshka_st.evaluation.prefix_view import CALIBRATION_ROWS, Cut, PrefixView
 from matryoshka_st.evaluation.steps import Step, baseline, named_step
 from matryoshka_st.training.held_out import load_texts
@@ -53,8 +53,7 @@ def make_views(
     calibration = _encode_texts(model, grid.texts, batch_size) if grid.texts else None
     cuts = [Cut(dim, precision, grid.normalized, before) for precision in precisions for dim in dims]
     for step in _baseline_steps(grid, before, calibration):
-        float32: Precision = "float32"
-        cuts += [Cut(dim, float32, grid.normalized, step) for dim in dims]
+        cuts += [Cut(dim, "float32", grid.normalized, step) for dim in dims]
     return [PrefixView(bank, cut, name=name, revision=revision, calibration=calibration) for cut in cuts]
 
 
@@ -63,9 +62,9 @@ def _baseline_steps(grid: Grid, before: Step | None, texts: tuple[Tensor, str] |
         return []
     if texts is None:
         raise UserError("Baselines are fitted on texts; name training texts with --texts, for example docstrings.")
-    vectors = before(texts[0]) if before else texts[0]
+    vectors, label = before(texts[0]) if before else texts[0], texts[1]
     fitted = [
-        baseline(kind, vectors, seed=seed)
+        baseline(kind, vectors, label, seed=seed)
         for kind in dict.fromkeys(grid.baselines)
         for seed in (grid.seeds if kind == "random" else [0])
     ]

@@ -16,20 +16,20 @@ def vectors(count: int = 300, width: int = 12) -> torch.Tensor:
 def test_pca_is_that_of_scikit_learn() -> None:
     x = vectors()
     expected = PCA(5).fit(x.double().numpy()).transform(x.double().numpy())
-    ours = baseline("pca", x)(x)[:, :5]
+    ours = baseline("pca", x, "some")(x)[:, :5]
     torch.testing.assert_close(ours.abs(), torch.tensor(expected, dtype=torch.float32).abs(), atol=1e-5, rtol=1e-4)
 
 
 def test_svd_is_that_of_scikit_learn() -> None:
     x = vectors()
     expected = TruncatedSVD(5, algorithm="arpack").fit(x.double().numpy()).transform(x.double().numpy())
-    ours = baseline("svd", x)(x)[:, :5]
+    ours = baseline("svd", x, "some")(x)[:, :5]
     torch.testing.assert_close(ours.abs(), torch.tensor(expected, dtype=torch.float32).abs(), atol=1e-5, rtol=1e-4)
 
 
 def test_random_coordinates_follow_the_seed_and_lose_none() -> None:
     x = vectors()
-    first, again, other = (baseline("random", x, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (baseline("random", x, "some", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first(x), again(x))
     assert not torch.equal(first(x), other(x))
     assert torch.equal(first(x).sort(dim=1).values, x.sort(dim=1).values)
@@ -51,4 +51,4 @@ def test_an_unknown_step_is_refused(name: str) -> None:
 
 def test_an_unknown_baseline_is_refused() -> None:
     with pytest.raises(UserError, match=r"no baseline 'pcb'.*use pca, svd, random"):
-        baseline("pcb", vectors())
+        baseline("pcb", vectors(), "some")

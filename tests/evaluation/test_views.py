@@ -143,10 +143,14 @@ def test_baselines_are_filed_beside_the_plain_cut(
     grid = Grid(baselines=["svd", "random"], seeds=[1, 2], texts=str(texts), before_cut="layer_norm")
     scores = evaluate_dims(tiny_model, [small_task("STS")], [32, 9], grid=grid, output=tmp_path / "out")
     full = {score.variant: score.score for score in scores if score.dim == 32}
-    assert set(full) == {"layer_norm", "layer_norm+svd", "layer_norm+random-1", "layer_norm+random-2"}
+    (fitted,) = (variant for variant in full if variant.startswith("layer_norm+svd-texts-"))
+    assert set(full) == {"layer_norm", fitted, "layer_norm+random-1", "layer_norm+random-2"}
     assert max(full.values()) == pytest.approx(min(full.values()), abs=1e-4)  # another basis of the same cosines
     assert len({score.score for score in scores if score.dim == 9}) == 4
     assert {run.variant for run in read_runs([tmp_path / "out"])} == set(full)
+    texts.write_text("other texts\nof no use\nat all")
+    again = evaluate_dims(tiny_model, [small_task("STS")], [9], grid=grid, output=tmp_path / "out")
+    assert fitted not in {score.variant for score in again}
 
 
 def test_a_named_calibration_is_part_of_the_result(
