@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +26,10 @@ from sentence_transformers import SentenceTransformer
 from matryoshka_st.evaluation.grid import Grid
 from matryoshka_st.evaluation.harness import evaluate_dims
 from matryoshka_st.evaluation.precision import PRECISIONS
+from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.evaluation.tasks import find_task, load_task
+from matryoshka_st.files import write_json
 from matryoshka_st.models import load_model, resolve_model
-from matryoshka_st.training.summary import write_json
 
 FULL, GRID, MTEB = "full width", "grid", "mteb, once per dim"
 
@@ -124,11 +122,8 @@ def main() -> None:
             given.output,
             {
                 "schema_version": 1,
-                "command": sys.argv,
-                "device": torch.cuda.get_device_name() if given.device == "cuda" else platform.processor(),
-                "threads": torch.get_num_threads(),
+                **provenance(["torch", "sentence-transformers", "mteb"], given.device),
                 "load_average": {"before": load, "after": os.getloadavg()},
-                "versions": {name: version(name) for name in ("torch", "sentence-transformers", "mteb")},
                 "cases": cases,
             },
         )

@@ -5,12 +5,8 @@ python eval/bench_loss.py --output eval/results/bench_loss_cpu.json
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import sentence_transformers
 import torch
 import typer
 from rich.console import Console
@@ -27,6 +22,8 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from matryoshka_st.evaluation.provenance import provenance
+from matryoshka_st.files import write_json
 from matryoshka_st.infonce import nested_infonce
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -205,29 +202,12 @@ def main(
     Console(width=160).print(show(cases))
     result = {
         "schema_version": 1,
-        "command": shlex.join(["python", *sys.argv]),
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
-        "threads": torch.get_num_threads(),
+        **provenance(["torch", "sentence-transformers"], device),
         "load_average": {"before": load, "after": os.getloadavg()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "sentence_transformers": sentence_transformers.__version__,
-        },
         "cases": cases,
     }
     if output is not None:
-        temporary = output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(output)
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+        write_json(output, result)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,9 @@ Both take the same steps from the same seed, one after the other. Nothing is sav
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
-import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +30,10 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import TrainerCallback, set_seed
 
 from matryoshka_st.data import load_pairs
+from matryoshka_st.evaluation.provenance import provenance
+from matryoshka_st.files import write_json
 from matryoshka_st.losses import CachedMatryoshkaContrastiveLoss, MatryoshkaContrastiveLoss
 from matryoshka_st.models import load_model
-from matryoshka_st.training.summary import write_json
 
 DIMS = [384, 256, 128, 64, 32]
 OURS, THEIRS = "matryoshka-st", "sentence-transformers"
@@ -144,12 +142,7 @@ def main() -> None:
             given.output,
             {
                 "schema_version": 1,
-                "command": sys.argv,
-                "device": torch.cuda.get_device_name() if given.device == "cuda" else platform.processor(),
-                "threads": torch.get_num_threads(),
-                "versions": {
-                    package: version(package) for package in ("torch", "sentence-transformers", "transformers")
-                },
+                **provenance(["torch", "sentence-transformers", "transformers"], given.device),
                 "dims": DIMS,
                 "losses": losses,
                 "median_step_seconds": medians,

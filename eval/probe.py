@@ -6,7 +6,6 @@ python eval/probe.py bundled --tasks Banking77Classification --dims 384 256 128 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +19,11 @@ from sentence_transformers import SentenceTransformer
 from matryoshka_st.cli import exit_with_one_sentence
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.probes import ProbeScore, probe
+from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.evaluation.tasks import find_task, load_task
+from matryoshka_st.files import write_json
 from matryoshka_st.flags import Flags
 from matryoshka_st.models import load_model, weights_hash
-from matryoshka_st.training.summary import write_json
 
 
 def probe_task(
@@ -76,14 +76,12 @@ def main() -> None:
         table.add_row(task, "1-nearest neighbour", *(f"{100 * row.nearest:.2f}" for row in rows))
     Console().print(table)
     if given.output:
-        packages = ("torch", "sentence-transformers", "scikit-learn", "mteb")
         write_json(
             given.output,
             {
                 "schema_version": 1,
-                "command": sys.argv,
+                **provenance(["torch", "sentence-transformers", "scikit-learn", "mteb"], model.device.type),
                 "weights": weights_hash(model),
-                "versions": {name: version(name) for name in packages},
                 "accuracy": {task: [vars(row) for row in rows] for task, rows in scores.items()},
             },
         )

@@ -25,11 +25,11 @@ from matryoshka_st.data.overlap import SHORTEST_WORDS, Overlap, OverlapIndex
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.tasks import find_task, load_task, require_mteb
 from matryoshka_st.evaluation.texts import evaluation_texts
+from matryoshka_st.files import write_json
 from matryoshka_st.flags import Flags, underscored
 from matryoshka_st.overlap_report import Report, TaskTexts, as_json, count, example_lines, table, task_lines, verdict
 from matryoshka_st.training.recipe import parse_recipe
 from matryoshka_st.training.run import quiet_logging
-from matryoshka_st.training.summary import write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

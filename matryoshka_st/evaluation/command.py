@@ -14,7 +14,6 @@ from matryoshka_st.evaluation.precision import PRECISIONS
 from matryoshka_st.evaluation.steps import BASELINES
 from matryoshka_st.evaluation.tasks import require_mteb, select_tasks
 from matryoshka_st.flags import Flags
-from matryoshka_st.models import embedding_width, load_model
 
 
 def main(argv: Sequence[str], prog: str = "run_mteb.py") -> None:
@@ -57,7 +56,7 @@ def main(argv: Sequence[str], prog: str = "run_mteb.py") -> None:
         **common,
     )
     for model in given.fixed:
-        run_eval(model, tasks, dims=[embedding_width(load_model(model))], **common)
+        run_eval(model, tasks, full_width_only=True, **common)
 
 
 def _flags(prog: str) -> Flags:

@@ -131,6 +131,7 @@ def run_eval(
     tasks: Sequence[TaskLike],
     *,
     dims: Sequence[int] | None = None,
+    full_width_only: bool = False,
     grid: Grid | None = None,
     name: str | None = None,
     mirror: Path | None = None,
@@ -151,6 +152,7 @@ def run_eval(
         model_name_or_path: A hub id, a folder, or ``bundled``.
         tasks: See :func:`evaluate_dims`, as for the arguments not named here.
         dims: Default: those the model's config declares, else halvings of its width down to 32.
+        full_width_only: Score the model's width alone, whatever it declares.
         grid: See :func:`evaluate_dims`.
         name: Default: the hub id, or ``local/<folder name>``.
         mirror: Local copy of the datasets.
@@ -171,7 +173,8 @@ def run_eval(
     """
     model = load_model(model_name_or_path, device=device, model_kwargs=dict(model_kwargs or {}))
     model.prompts = {**model.prompts, **(prompts or {})}
-    wanted = dims or declared_dims(model) or default_dims(embedding_width(model))
+    width = embedding_width(model)
+    wanted = [width] if full_width_only else dims or declared_dims(model) or default_dims(width)
     filed_as = name or model_label(model_name_or_path)
     show = (console or Console()).print
     try:

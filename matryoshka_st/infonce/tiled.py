@@ -190,18 +190,17 @@ def _add_score_gradients(
     count, groups = len(problem.dims), len(rows) - problem.distill
     lse, targets = rows + positive, torch.expm1(-rows)
     inverses = [_local_inverses(matrix, positive) for matrix in scores.matrices]
+    added = [inverse.log() - lse for inverse in inverses]
+    residuals = [targets * inverse for inverse in inverses]
     memory = _tile_memory((2 if problem.distill else 1) * count + 2, shape, scores)
     for part in parts(scores, shape):
         direction, where = part.tile.direction, part.tile.rows
-        inverse = inverses[direction.rows][:, where]
-        plus, own = (
-            (inverse.log() - lse[:, :, where]).unsqueeze(3),
-            targets[direction.group] * inverses[direction.rows],
-        )
+        own = residuals[direction.rows][direction.group]
+        plus = added[direction.rows][:, :, where].unsqueeze(3)
         scratch, *tiles = _cut(memory, part.tile)
         if problem.distill and is_query_to_doc(part.tile):
             slopes = slope / slope.new_tensor([[groups], [1]])
-            teacher = -lse[-1, -1, where, None], inverse.unsqueeze(2) * slopes[1, :, None, None]
+            teacher = -lse[-1, -1, where, None], inverses[direction.rows][:, where, None] * slopes[1, :, None, None]
             kept = _distilled_residuals(part, plus[[direction.group, -1]], own, slopes, teacher, tiles)
             slopes = torch.ones_like(slope[0])
         else:

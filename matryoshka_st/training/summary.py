@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from matryoshka_st.files import write_whole
+from matryoshka_st.files import write_json
 
 SCHEMA_VERSION = 1
 BYTES_PER_DIM = 4
@@ -66,8 +64,3 @@ def verdict(scores: Scores) -> str:
 def write_metrics(path: Path, scores: Scores, **facts: Any) -> None:
     """Write the scores and any other facts of the run as JSON."""
     write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(scores), "verdict": verdict(scores), **facts})
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all: under a temporary name, flushed, then renamed."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
