@@ -18,33 +18,40 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.files import write_json
 from matryoshka_st.infonce import nested_infonce
+from matryoshka_st.losses import CachedMatryoshkaContrastiveLoss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MATMULS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::mv", "aten::addmv_")
 EXPONENTIALS = ("aten::exp", "aten::exp_", "aten::logsumexp")
 
 
-class Embeddings(nn.Module):
-    """Stands where a SentenceTransformer stands in a loss: a "feature" is already the embedding."""
+class Given(nn.Module):
+    """Stands where an encoder stands in a model: a "token" is already the embedding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
+        self.tokenizer = None
 
     def get_embedding_dimension(self) -> int:
         """The width."""
         return self.width
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The feature itself."""
-        return {"sentence_embedding": features["x"]}
+        """The tokens themselves."""
+        return {"sentence_embedding": features["input_ids"]}
 
 
 def ladder(width: int, count: int) -> list[int]:
@@ -55,15 +62,22 @@ def ladder(width: int, count: int) -> list[int]:
     return [*powers[len(powers) - count + 1 :], width]
 
 
-def losses(width: int, dims: list[int]) -> dict[str, Loss]:
-    """Ours, sentence-transformers' looped loss, and its loss at the full width alone."""
-    model: Any = Embeddings(width)
+def losses(width: int, dims: list[int], mini_batch_size: int) -> dict[str, Loss]:
+    """Ours, sentence-transformers' looped loss, its loss at the full width alone, and both with cached gradients."""
+    model = SentenceTransformer(modules=[Given(width)], device="cpu")
     plain = MultipleNegativesRankingLoss(model)
     looped = MatryoshkaLoss(model, plain, dims[::-1])
+    ours_cached = CachedMatryoshkaContrastiveLoss(model, dims, mini_batch_size=mini_batch_size)
+    plain_cached = CachedMultipleNegativesRankingLoss(model, mini_batch_size=mini_batch_size)
+    looped_cached = MatryoshkaLoss(model, plain_cached, dims[::-1])
     return {
         "ours": lambda q, d: nested_infonce(q, d, matryoshka_dims=dims).sum(),
-        "looped": lambda q, d: looped([{"x": q}, {"x": d}], None),
-        "single": lambda q, d: plain([{"x": q}, {"x": d}], None),
+        "looped": lambda q, d: looped([{"input_ids": q}, {"input_ids": d}], None),
+        "single": lambda q, d: plain([{"input_ids": q}, {"input_ids": d}], None),
+        "ours_cached": lambda q, d: torch.stack(
+            [*ours_cached([{"input_ids": q}, {"input_ids": d}], None).values()]
+        ).sum(),
+        "looped_cached": lambda q, d: looped_cached([{"input_ids": q}, {"input_ids": d}], None),
     }
 
 
@@ -132,7 +146,8 @@ def measure(batch: int, width: int, count: int, repeats: int, device: str) -> di
     dims = ladder(width, count)
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(batch, width, generator=generator).to(device).requires_grad_() for _ in range(2)]
-    candidates = losses(width, dims)
+    mini_batch_size = min(256, batch // 2)
+    candidates = losses(width, dims, mini_batch_size)
     peaks = {name: peak_memory(loss, leaves) for name, loss in candidates.items()}
     inner = max(1, 2048 // batch)
     walls: dict[str, list[float]] = {name: [] for name in candidates}
@@ -150,6 +165,7 @@ def measure(batch: int, width: int, count: int, repeats: int, device: str) -> di
         "batch": batch,
         "width": width,
         "dims": dims,
+        "mini_batch_size": mini_batch_size,
         "seconds_median": {name: statistics.median(values) for name, values in walls.items()},
         "seconds_min": {name: min(values) for name, values in walls.items()},
         "cpu_seconds_min": {name: min(values) for name, values in cpus.items()},
@@ -160,25 +176,43 @@ def measure(batch: int, width: int, count: int, repeats: int, device: str) -> di
     }
 
 
-def show(cases: list[dict[str, Any]]) -> Table:
+def against(case: dict[str, Any], ours: str, looped: str) -> list[str]:
+    """The cells of one of our losses beside sentence-transformers' own."""
+    median, best, peak = (case[key] for key in ("seconds_median", "seconds_min", "peak_extra_bytes"))
+    return [
+        f"{median[ours]:.4f}",
+        f"{median[looped]:.4f}",
+        f"{median[looped] / median[ours]:.1f}x ({best[looped] / best[ours]:.1f}x)",
+        f"{peak[ours] / 1e6:.1f}",
+        f"{peak[looped] / 1e6:.1f}",
+        f"{peak[looped] / peak[ours]:.1f}x",
+    ]
+
+
+def show(cases: list[dict[str, Any]]) -> list[Table]:
     """One row per case; ratios are sentence-transformers' over ours."""
-    table = Table(title="forward + backward, median (best of the run in brackets)")
-    columns = ["B x D", "K", "ours s", "looped s", "single s", "faster", "ours MB", "looped MB", "less memory"]
-    for column in [*columns, "of matmul rate", "matmul / exp / rest"]:
-        table.add_column(column, justify="right")
-    for case in cases:
-        median, best, peak = (case[key] for key in ("seconds_median", "seconds_min", "peak_extra_bytes"))
-        table.add_row(
-            f"{case['batch']} x {case['width']}",
-            str(len(case["dims"])),
-            *(f"{median[name]:.4f}" for name in ("ours", "looped", "single")),
-            f"{median['looped'] / median['ours']:.1f}x ({best['looped'] / best['ours']:.1f}x)",
-            *(f"{peak[name] / 1e6:.1f}" for name in ("ours", "looped")),
-            f"{peak['looped'] / peak['ours']:.1f}x",
-            f"{case['fraction_of_matmul_rate']:.0%}",
-            " / ".join(f"{share:.0%}" for share in case["time_shares"].values()),
-        )
-    return table
+    titles = {
+        "": "forward + backward, median (best of the run in brackets)",
+        "_cached": "the same with cached gradients, mini-batches of up to 256",
+    }
+    tables = []
+    for suffix, title in titles.items():
+        table = Table(title=title)
+        columns = ["B x D", "K", "ours s", "looped s", "faster", "ours MB", "looped MB", "less memory"]
+        extra = [] if suffix else ["one width s", "of matmul rate", "matmul / exp / rest"]
+        for column in [*columns, *extra]:
+            table.add_column(column, justify="right")
+        for case in cases:
+            cells = against(case, f"ours{suffix}", f"looped{suffix}")
+            if not suffix:
+                cells += [
+                    f"{case['seconds_median']['single']:.4f}",
+                    f"{case['fraction_of_matmul_rate']:.0%}",
+                    " / ".join(f"{share:.0%}" for share in case["time_shares"].values()),
+                ]
+            table.add_row(f"{case['batch']} x {case['width']}", str(len(case["dims"])), *cells)
+        tables.append(table)
+    return tables
 
 
 def main(
@@ -199,7 +233,7 @@ def main(
     widths, counts = width or ([384] if quick else [768]), count or ([5] if quick else [1, 5, 6, 24])
     load = os.getloadavg()
     cases = [measure(b, d, k, 1 if quick else repeats, device) for b in batches for d in widths for k in counts]
-    Console(width=160).print(show(cases))
+    Console(width=160).print(*show(cases))
     result = {
         "schema_version": 1,
         **provenance(["torch", "sentence-transformers"], device),
