@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.losses.contrastive import MatryoshkaContrastiveLoss
-from matryoshka_st.losses.embedding import cached_terms, check_mini_batches, plain_terms
+from matryoshka_st.losses.embedding import cached_terms, check_length_groups, check_mini_batches, plain_terms
 from matryoshka_st.losses.terms import LossTerms
 
 
@@ -30,6 +30,7 @@ class CombinedLoss(nn.Module):
         weights: Weights by name. Default: 1 each.
         mini_batch_size: Cache gradients (GradCache) with so many texts per forward pass. Default: no cache.
         mini_batch_num_tokens: With a cache, pack mini-batches to this many tokens instead.
+        length_groups: Without a cache, embed each column in so many forward passes, texts of like length together.
 
     References:
         - GradCache: https://arxiv.org/abs/2101.06983
@@ -61,6 +62,7 @@ class CombinedLoss(nn.Module):
         *,
         mini_batch_size: int | None = None,
         mini_batch_num_tokens: int | None = None,
+        length_groups: int = 1,
     ) -> None:
         super().__init__()
         weights = weights or {}
@@ -68,6 +70,7 @@ class CombinedLoss(nn.Module):
         if mini_batch_num_tokens is not None and mini_batch_size is None:
             mini_batch_size = 32
         self.uses_gradient_cache = mini_batch_size is not None
+        check_length_groups(length_groups, cached=self.uses_gradient_cache)
         if mini_batch_size is not None:
             check_mini_batches(model, mini_batch_size, mini_batch_num_tokens)
             alone = [name for name, loss in losses.items() if not _takes_embeddings(loss)]
@@ -78,6 +81,7 @@ class CombinedLoss(nn.Module):
         self.weights = {name: float(weights.get(name, 1.0)) for name in losses}
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens
+        self.length_groups = length_groups
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> LossTerms:
         """Embed the columns once and return all terms, weighted."""
@@ -104,7 +108,7 @@ class CombinedLoss(nn.Module):
             return found
 
         if self.mini_batch_size is None:
-            return terms + plain_terms(self.model, features, terms_of)
+            return terms + plain_terms(self.model, features, terms_of, self.length_groups)
         return cached_terms(self.model, features, terms_of, self.mini_batch_size, self.mini_batch_num_tokens)
 
     def _by_name(self) -> dict[str, Any]:
@@ -122,6 +126,7 @@ class CombinedLoss(nn.Module):
             "weights": self.weights,
             "mini_batch_size": self.mini_batch_size,
             "mini_batch_num_tokens": self.mini_batch_num_tokens,
+            "length_groups": self.length_groups,
         }
 
     @property

@@ -10,13 +10,21 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.gradcache import uses_gradient_cache
 from torch import Tensor, nn
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.infonce import DirectionName, Engine, PartitionMode, nested_problem, nested_terms
 from matryoshka_st.infonce.problem import QUERIES, HardnessMode, Layout, Margin, MarginStrategy, Similarity
 from matryoshka_st.losses.beside import TextBeside, guide_embeddings, text_ids
-from matryoshka_st.losses.embedding import TermsOf, check_columns, full_width, plain_terms, require_rows
+from matryoshka_st.losses.embedding import (
+    TermsOf,
+    check_columns,
+    check_length_groups,
+    full_width,
+    plain_terms,
+    require_rows,
+)
 from matryoshka_st.losses.gather import JoinedBatch, joined_batch, world
 from matryoshka_st.losses.schedule import PrefixSchedule
 from matryoshka_st.losses.terms import LossTerms
@@ -58,6 +66,8 @@ class MatryoshkaContrastiveLoss(nn.Module):
             trained model's own.
         distill_weight: Weight of the divergence of each prefix's softmax from the full width's, detached, times the
             prefix's own weight (``loss_distill_dim_64``; Starbucks).
+        length_groups: Embed each column in so many forward passes, texts of like length together, so that less is
+            padded: the same loss and gradients, dropout aside.
         engine: ``tiled`` runs anywhere, ``triton`` on CUDA; ``auto`` takes triton where it can.
 
     References:
@@ -122,6 +132,7 @@ class MatryoshkaContrastiveLoss(nn.Module):
         margin_strategy: MarginStrategy = "absolute",
         guide: SentenceTransformer | None = None,
         distill_weight: float = 0.0,
+        length_groups: int = 1,
         engine: Engine = "auto",
     ) -> None:
         super().__init__()
@@ -142,6 +153,7 @@ class MatryoshkaContrastiveLoss(nn.Module):
             distill=distill_weight > 0,
         )
         _check_terms(self.nesting, distill_weight, guide, margin)
+        check_length_groups(length_groups, cached=uses_gradient_cache(self))
         if width is not None and width not in self.nesting.dims:
             logger.warning(
                 "matryoshka_dims %s leaves out the full width %d, which will not be trained; include it unless the "
@@ -157,6 +169,7 @@ class MatryoshkaContrastiveLoss(nn.Module):
         self.gather_across_devices = gather_across_devices
         self.exclude_duplicates = exclude_duplicates
         self.distill_weight = distill_weight
+        self.length_groups = length_groups
         self.engine: Engine = engine
 
     @property
@@ -176,7 +189,7 @@ class MatryoshkaContrastiveLoss(nn.Module):
 
     def embed_and_compute(self, features: list[dict[str, Tensor]], terms_of: TermsOf) -> LossTerms:
         """Embed the columns and compute ``terms_of`` the embeddings."""
-        return plain_terms(self.model, features, terms_of)
+        return plain_terms(self.model, features, terms_of, self.length_groups)
 
     def look_beside(self, features: Sequence[dict[str, Tensor]]) -> TextBeside:
         """What the masks need of the texts themselves, before the model has seen them."""
@@ -252,6 +265,7 @@ class MatryoshkaContrastiveLoss(nn.Module):
             "margin_strategy": None if margin is None else margin.strategy,
             "guide": None if self.guide is None else self.guide.model_card_data.base_model,
             "distill_weight": self.distill_weight,
+            "length_groups": self.length_groups,
             "engine": self.engine,
         }
 

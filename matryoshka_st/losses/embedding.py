@@ -18,15 +18,54 @@ from matryoshka_st.losses.terms import LossTerms
 TermsOf = Callable[[list[Tensor]], LossTerms]
 
 
-def plain_terms(model: nn.Module, features: Sequence[dict[str, Any]], terms_of: TermsOf) -> LossTerms:
+def plain_terms(
+    model: nn.Module, features: Sequence[dict[str, Any]], terms_of: TermsOf, length_groups: int = 1
+) -> LossTerms:
     """Embed each column and compute the terms of the embeddings.
 
     Args:
         model: A sentence-transformers model, or what DDP or compile made of it.
         features: One tokenized batch per column.
         terms_of: The loss of the columns' embeddings, B x D each.
+        length_groups: Forward passes per column, each of texts of like length, so that less is padded.
+
+    Raises:
+        UserError: If there are groups inside an ``AdaptiveLayerLoss``.
     """
-    return terms_of(_no_rows(model, features) or embed_columns(model, features))
+    nothing = _no_rows(model, features)
+    if nothing is not None:
+        return terms_of(nothing)
+    if length_groups == 1:
+        return terms_of(embed_columns(model, features))
+    if isinstance(_unwrapped(model).forward, ForwardDecorator):
+        raise UserError(
+            "AdaptiveLayerLoss cannot hold a loss with length_groups, because it counts one forward pass per column; "
+            "leave out length_groups."
+        )
+    return terms_of([embed_by_length(model, column, length_groups) for column in features])
+
+
+def embed_by_length(model: nn.Module, features: dict[str, Any], groups: int) -> Tensor:
+    """Embed a column in ``groups`` forward passes, the shortest texts first, and put the rows back in order.
+
+    The number of passes depends on the number of rows alone, so that all processes make equally many.
+
+    Args:
+        model: A sentence-transformers model, or what DDP or compile made of it.
+        features: A tokenized batch of B rows; without an ``attention_mask`` (packed or static) it is one pass.
+        groups: 1 or more.
+
+    Returns:
+        Embeddings, B x D.
+    """
+    mask = features.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        embeddings: Tensor = model(features)["sentence_embedding"]
+        return embeddings
+    order = mask.sum(1).argsort(stable=True)
+    rows = [group for group in order.tensor_split(groups) if len(group)]
+    parts = [model(_rows_of(features, mask, group))["sentence_embedding"] for group in rows]
+    return torch.cat(parts)[order.argsort()]
 
 
 def cached_terms(
@@ -122,6 +161,21 @@ def check_mini_batches(
         )
 
 
+def check_length_groups(length_groups: int, *, cached: bool = False) -> None:
+    """Refuse a number below 1, and groups beside mini-batches.
+
+    Raises:
+        UserError: Naming the value.
+    """
+    if length_groups < 1:
+        raise UserError(f"length_groups is {length_groups}; give 1 or more.")
+    if cached and length_groups > 1:
+        raise UserError(
+            f"length_groups is {length_groups} beside mini-batches, which are forward passes of their own; "
+            "leave out one of the two."
+        )
+
+
 class _Step(CachedLossMixin):
     """One forward and backward pass of GradCache; what it holds belongs to one batch."""
 
@@ -150,6 +204,20 @@ def _no_rows(model: nn.Module, features: Sequence[dict[str, Any]]) -> list[Tenso
     if all(column["input_ids"].numel() for column in features if "input_ids" in column):
         return None
     return [torch.empty(0, 0, device=next(model.parameters()).device) for _ in features]
+
+
+def _rows_of(features: dict[str, Any], mask: Tensor, rows: Tensor) -> dict[str, Any]:
+    """Some rows of a padded batch, without the columns that are padding in all of them."""
+    used = mask[rows].any(0).nonzero()
+    width = int(used[-1]) + 1 if len(used) else 1
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(mask):
+            return value
+        value = value[rows]
+        return value[:, :width] if value.shape[1:2] == mask.shape[1:2] else value
+
+    return {key: cut(value) for key, value in features.items()}
 
 
 def _unwrapped(model: Any) -> Any:

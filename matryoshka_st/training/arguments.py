@@ -37,6 +37,19 @@ class ModelArguments:
         },
     )
     rotate_texts: int = field(default=5000, metadata={"help": "At most this many texts to fit the rotation on."})
+    dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout while training; default: the model's own. 0 saves a third of a step's time on a CPU."
+        },
+    )
+    start_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the weights that training started from in the saved model (WiSE-FT): gives up some of "
+            "what was learned and keeps more of what the model knew. 0.3 is worth trying; 0: none."
+        },
+    )
     lora: bool = field(
         default=False, metadata={"help": "Train LoRA adapters (extra: peft), merged into the saved model."}
     )
@@ -68,8 +81,12 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Split of --train_data, where it has several."})
     eval_split: str = field(default="dev", metadata={"help": "Split of --eval_data, where it has several."})
     eval_size: int = field(default=1000, metadata={"help": "At most this many pairs to evaluate on."})
-    max_train_rows: int | None = field(
-        default=None, metadata={"help": "Use only this many training pairs per source."}
+    max_train_rows: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Use at most this many training pairs per source, drawn at random: one number for all, or one "
+            "for each of --train_data, in the same order; together they set the mix."
+        },
     )
     column_order: list[str] | None = field(
         default=None, metadata={"help": "Columns to use, in the order anchor, positive, negative_1, ..."}
@@ -117,6 +134,13 @@ class MatryoshkaArguments:
     )
     mini_batch_num_tokens: int | None = field(
         default=None, metadata={"help": "The same, with mini-batches of about so many tokens."}
+    )
+    length_groups: int = field(
+        default=1,
+        metadata={
+            "help": "Forward passes per column of a batch, texts of like length together, so that less is padded: "
+            "the same loss, dropout aside. 8 suits batches of some hundred texts."
+        },
     )
     gather_across_devices: bool = field(
         default=False,

@@ -39,7 +39,9 @@ def build_loss(recipe: Recipe, model: SentenceTransformer, dims: tuple[int, ...]
             "contrastive": MatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **options),
             "spread_out": SpreadOutLoss(model, chosen, loss.matryoshka_weights),
         }
-        return CombinedLoss(model, terms, {"spread_out": loss.spread_out_weight}, **sizes)
+        return CombinedLoss(
+            model, terms, {"spread_out": loss.spread_out_weight}, length_groups=loss.length_groups, **sizes
+        )
     if sizes:
         return CachedMatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **sizes, **options)
     return MatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **options)
@@ -55,7 +57,7 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     names = (
         "scale", "directions", "partition_mode", "hardness_mode", "hardness_strength", "gather_across_devices",
         "n_dims_per_step", "matryoshka_weights_end", "exclude_duplicates", "margin", "margin_strategy",
-        "distill_weight", "engine",
+        "distill_weight", "length_groups", "engine",
     )  # fmt: skip
     return {**{name: getattr(loss, name) for name in names}, "guide": guide}
 

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
+from torch import nn
 from transformers import set_seed
 
 from matryoshka_st.data import describe_columns, load_pairs, load_training_sets, require_batch
@@ -23,6 +24,7 @@ from matryoshka_st.models import embedding_width, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import rotate_model
 from matryoshka_st.training.arguments import Recipe
+from matryoshka_st.training.average import start_weights
 from matryoshka_st.training.held_out import build_evaluator, sample_texts
 from matryoshka_st.training.lora import add_lora
 from matryoshka_st.training.loss import build_loss
@@ -39,6 +41,7 @@ class Prepared:
     dims: tuple[int, ...]
     train: Dataset | DatasetDict
     evaluator: MatryoshkaEvaluator
+    start: dict[str, torch.Tensor]
 
 
 def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
@@ -72,9 +75,25 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     before = score(model, evaluator)
     if recipe.model.rotate:
         rotate_model(model, rotation_texts(recipe, train), progress=not recipe.trainer.disable_tqdm)
+    if recipe.model.dropout is not None:
+        set_dropout(model, recipe.model.dropout)
+    start = start_weights(model, recipe.model.start_share)
     if recipe.model.lora:
         add_lora(model, recipe.model)
-    return Prepared(model, own_seq_length, dims, train, evaluator), before
+    return Prepared(model, own_seq_length, dims, train, evaluator, start), before
+
+
+def set_dropout(model: SentenceTransformer, rate: float) -> None:
+    """Set the rate of every dropout of the model; the configuration that is saved with it keeps its own.
+
+    Raises:
+        UserError: If the rate is not in [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise UserError(f"dropout is {rate}; give a rate of 0 or more and below 1.")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
 
 
 def load_train_data(recipe: Recipe) -> Dataset | DatasetDict:
@@ -89,13 +108,18 @@ def load_train_data(recipe: Recipe) -> Dataset | DatasetDict:
     )
     if data.max_train_rows is None:
         return train
-    if data.max_train_rows < 1:
-        raise UserError(f"max_train_rows is {data.max_train_rows}; give 1 or more, or leave it out for all rows.")
-    if isinstance(train, DatasetDict):
-        return DatasetDict(
-            {name: _head(rows, data.max_train_rows, recipe.trainer.seed) for name, rows in train.items()}
+    sets = train if isinstance(train, DatasetDict) else {"train": train}
+    limits = data.max_train_rows * len(sets) if len(data.max_train_rows) == 1 else data.max_train_rows
+    if len(limits) != len(sets):
+        raise UserError(
+            f"max_train_rows has {len(limits)} numbers for {len(sets)} training sets; give one for all or one each."
         )
-    return _head(train, data.max_train_rows, recipe.trainer.seed)
+    if min(limits) < 1:
+        raise UserError(f"max_train_rows is {min(limits)}; give 1 or more, or leave it out for all rows.")
+    heads = {
+        name: _head(rows, limit, recipe.trainer.seed) for (name, rows), limit in zip(sets.items(), limits, strict=True)
+    }
+    return DatasetDict(heads) if isinstance(train, DatasetDict) else heads["train"]
 
 
 def score(model: SentenceTransformer, evaluator: MatryoshkaEvaluator) -> dict[int, float]:

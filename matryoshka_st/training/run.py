@@ -24,6 +24,7 @@ from matryoshka_st.export import save_model
 from matryoshka_st.files import write_whole
 from matryoshka_st.models import load_model, resolve_model
 from matryoshka_st.training.arguments import Recipe
+from matryoshka_st.training.average import average_with
 from matryoshka_st.training.checkpoints import checkpoint_at, newest_complete, set_aside
 from matryoshka_st.training.lora import merge_lora
 from matryoshka_st.training.loss import build_loss
@@ -92,6 +93,7 @@ def train(recipe: Recipe) -> Scores:
         drop_training_rows(prepared.model)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trained = _saved_by(trainer, recipe)
+    average_with(trained, prepared.start, recipe.model.start_share)
     after = score(trained, prepared.evaluator)
     trained.max_seq_length = max(filter(None, (trained.max_seq_length, prepared.own_seq_length)), default=None)
     scores = Scores(prepared.evaluator.label, before, after)

@@ -1,0 +1,42 @@
+"""What is set up before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from matryoshka_st.errors import UserError
+from matryoshka_st.training.prepare import load_train_data, prepare
+from matryoshka_st.training.recipe import parse_recipe
+
+
+def sizes(flags: list[str]) -> list[int]:
+    train = load_train_data(parse_recipe(flags))
+    return [len(rows) for rows in train.values()] if hasattr(train, "values") else [len(train)]
+
+
+def test_max_train_rows_limits_each_source_alike_or_on_its_own(flags: list[str], pairs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(pairs.read_text())
+    both = [*flags, "--train_data", str(pairs), str(other)]
+    assert sizes(both) == [96, 96]
+    assert sizes([*both, "--max_train_rows", "40"]) == [40, 40]
+    assert sizes([*both, "--max_train_rows", "10", "500"]) == [10, 96]
+    assert sizes([*flags, "--max_train_rows", "7"]) == [7]
+    with pytest.raises(UserError, match="max_train_rows has 3 numbers for 2 training sets; give one for all or one"):
+        sizes([*both, "--max_train_rows", "1", "2", "3"])
+    with pytest.raises(UserError, match="max_train_rows is 0; give 1 or more"):
+        sizes([*both, "--max_train_rows", "5", "0"])
+
+
+def test_dropout_is_set_for_the_run_and_not_saved(flags: list[str], tmp_path: Path) -> None:
+    prepared, _ = prepare(parse_recipe([*flags, "--dropout", "0.25"]))
+    rates = {module.p for module in prepared.model.modules() if isinstance(module, nn.Dropout)}
+    assert rates == {0.25}
+    prepared.model.save(str(tmp_path / "saved"))
+    assert SentenceTransformer(str(tmp_path / "saved"), device="cpu")[0].auto_model.config.hidden_dropout_prob == 0.1
+    with pytest.raises(UserError, match=r"dropout is 1.0; give a rate of 0 or more and below 1"):
+        prepare(parse_recipe([*flags, "--dropout", "1"]))
