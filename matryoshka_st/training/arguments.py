@@ -37,6 +37,13 @@ class ModelArguments:
         },
     )
     rotate_texts: int = field(default=5000, metadata={"help": "At most this many texts to fit the rotation on."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention kernels while training: eager, sdpa, flash_attention_2; default: transformers' choice. "
+            "On a CPU without dropout eager halves a step's time."
+        },
+    )
     dropout: float | None = field(
         default=None,
         metadata={

@@ -60,6 +60,7 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
         device=str(recipe.trainer.device),
         revision=recipe.model.model_revision,
         trust_remote_code=recipe.model.trust_remote_code,
+        model_kwargs=_kernels(recipe),
     )
     own_seq_length = model.max_seq_length
     if recipe.model.max_seq_length is not None:
@@ -165,6 +166,11 @@ def rotation_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
     if recipe.model.rotate != "train":
         train = load_pairs(str(recipe.model.rotate), bad_rows=recipe.data.bad_rows)
     return sample_texts(train, recipe.model.rotate_texts, recipe.trainer.seed)
+
+
+def _kernels(recipe: Recipe) -> dict[str, Any]:
+    chosen = recipe.model.attn_implementation
+    return {} if chosen is None else {"attn_implementation": chosen}
 
 
 def _head(dataset: Dataset, rows: int, seed: int) -> Dataset:

@@ -156,7 +156,9 @@ def _device_flags(words: Sequence[str]) -> list[str]:
     """What suits the device, unless recipe or launcher say otherwise: bf16 where it has it, no pinning on CPU."""
     given = {word.partition("=")[0] for word in words}
     if not torch.cuda.is_available():
-        return [] if "--dataloader_pin_memory" in given else ["--dataloader_pin_memory", "False"]
+        flags = [] if "--dataloader_pin_memory" in given else ["--dataloader_pin_memory", "False"]
+        alone = "--bf16" in given and not torch.accelerator.is_available()
+        return [*flags, "--use_cpu", "True"] if alone else flags  # transformers refuses bf16 on a CPU otherwise
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
     if given & {"--bf16", "--fp16"} or launcher or not torch.cuda.is_bf16_supported():
         return []

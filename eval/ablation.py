@@ -1,0 +1,156 @@
+"""What each part of a recipe gives: one training per row and seed at equal budget, all scored on the same tasks.
+
+python eval/ablation.py eval/ablation.yaml --work output/ablation --dataset-mirror MIRROR
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+
+from matryoshka_st.cli import exit_with_one_sentence
+from matryoshka_st.evaluation import command as evaluation
+from matryoshka_st.evaluation.provenance import provenance
+from matryoshka_st.evaluation.runs import read_runs
+from matryoshka_st.export import save_model
+from matryoshka_st.files import write_json
+from matryoshka_st.training import run
+from matryoshka_st.training.arguments import Recipe
+from matryoshka_st.training.prepare import prepare
+from matryoshka_st.training.recipe import parse_recipe
+
+UNTRAINED = "untrained"
+STS7 = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
+
+
+def train_host(recipe: Recipe) -> None:
+    """The recipe with sentence-transformers' own trainer and ``MatryoshkaLoss``; ours are data and model loading."""
+    run.quiet_logging()
+    prepared, _ = prepare(recipe)
+    loss = MultipleNegativesRankingLoss(prepared.model, scale=recipe.matryoshka.scale)
+    dims = sorted(recipe.matryoshka.matryoshka_dims or prepared.dims, reverse=True)
+    trainer = SentenceTransformerTrainer(
+        model=prepared.model,
+        args=recipe.trainer,
+        train_dataset=prepared.train,
+        loss=MatryoshkaLoss(prepared.model, loss, dims),
+    )
+    trainer.train()
+    save_model(prepared.model, recipe.folder / "model", dims=prepared.dims)
+
+
+def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path) -> float:
+    """Train one row if it is not there yet; seconds it took, or what an earlier call noted."""
+    note = folder / "seconds.json"
+    if note.exists():
+        return float(json.loads(note.read_text(encoding="utf-8"))["train_seconds"])
+    host = flags.pop("host", False)
+    words = [word for key, value in flags.items() for word in (f"--{key}", *map(str, _listed(value)))]
+    argv = ["--config", str(recipe_file), *words, "--seed", str(seed), "--output_dir", str(folder)]
+    start = time.perf_counter()
+    recipe = parse_recipe(argv)
+    if host:
+        train_host(recipe)
+    else:
+        run.quiet_logging()
+        run.train(recipe)
+    seconds = time.perf_counter() - start
+    write_json(note, {"train_seconds": seconds})
+    return seconds
+
+
+def score(folder: Path, dims: list[int], plan: dict[str, Any], mirror: Path, *, trained: bool) -> None:
+    """Write the mteb results of one row's model, or of the untrained one."""
+    words = [
+        str(folder / "model") if trained else "bundled",
+        "--name",
+        f"ablation/{folder.name}",
+        "--languages",
+        "eng",
+    ]
+    words += ["--dataset-mirror", str(mirror), "--output", str(folder / "results"), "--batch-size", "64"]
+    words += ["--dims", *map(str, dims), "--tasks", *plan["tasks"], *plan.get("eval_flags", [])]
+    evaluation.main(words)
+
+
+def scores(folder: Path) -> dict[str, dict[int, float]]:
+    """Main scores x100 by task and dim, and the mean over the seven STS tasks."""
+    found: dict[str, dict[int, float]] = {}
+    for entry in read_runs([folder]):
+        found.setdefault(entry.task, {})[entry.dim] = 100 * entry.score
+    if all(task in found for task in STS7):
+        found["STS-7"] = {dim: statistics.fmean(found[task][dim] for task in STS7) for dim in found[STS7[0]]}
+    return found
+
+
+def show(rows: dict[str, list[dict[str, dict[int, float]]]]) -> list[Table]:
+    """A table per task: rows by dims, mean over seeds and their spread (standard deviation)."""
+    first = next(iter(rows.values()))[0]
+    tables = []
+    for task in [name for name in first if name not in STS7]:
+        table = Table(title=task)
+        dims = sorted(first[task], reverse=True)
+        for column in ["row", "seeds", *map(str, dims)]:
+            table.add_column(column, justify="left" if column == "row" else "right")
+        for name, runs in rows.items():
+            cells = []
+            for dim in dims:
+                values = [found[task][dim] for found in runs if dim in found[task]]
+                if not values:
+                    cells.append("")
+                    continue
+                spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.fmean(values):.2f}{spread}")
+            table.add_row(name, str(len(runs)), *cells)
+        tables.append(table)
+    return tables
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML: recipe, dims, tasks, seeds, rows (name: flags)")],
+    work: Annotated[Path, typer.Option(help="Trained models and mteb results; finished work is not redone")],
+    dataset_mirror: Annotated[Path, typer.Option(help="Local datasets, DIR/mteb/<name>")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the JSON")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only these rows")] = None,
+) -> None:
+    """Train and score every row, print a table per task and write a JSON."""
+    with exit_with_one_sentence():
+        plan = yaml.safe_load(config.read_text(encoding="utf-8"))
+        found: dict[str, list[dict[str, dict[int, float]]]] = {}
+        seconds: dict[str, list[float]] = {}
+        for name, options in {UNTRAINED: {}, **plan["rows"]}.items():
+            if row and name not in row:
+                continue
+            flags = dict(options or {})
+            seeds = flags.pop("seeds", plan["seeds"][:1]) if name != UNTRAINED else [None]
+            dims = flags.get("matryoshka_dims", plan["dims"]) if flags.pop("fixed", False) else plan["dims"]
+            for seed in seeds:
+                folder = work / (name if seed is None else f"{name}-{seed}")
+                if seed is not None:
+                    took = train_row(dict(flags), config.parent / plan["recipe"], seed, folder)
+                    seconds.setdefault(name, []).append(took)
+                score(folder, dims, plan, dataset_mirror, trained=seed is not None)
+                found.setdefault(name, []).append(scores(folder / "results"))
+        Console(width=120).print(*show(found))
+        if output is not None:
+            versions = provenance(["torch", "sentence-transformers", "transformers", "mteb"])
+            result = {"schema_version": 1, **versions, "plan": plan, "train_seconds": seconds, "scores": found}
+            write_json(output, result)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+if __name__ == "__main__":
+    typer.run(main)
