@@ -7,12 +7,14 @@ from matryoshka_st.losses.combined import CombinedLoss
 from matryoshka_st.losses.contrastive import MatryoshkaContrastiveLoss
 from matryoshka_st.losses.regularizers import SpreadOutLoss, TeacherDistillLoss
 from matryoshka_st.losses.schedule import WeightSchedule
+from matryoshka_st.losses.taught import TaughtLoss
 
 __all__ = [
     "MatryoshkaContrastiveLoss",
     "CachedMatryoshkaContrastiveLoss",
     "CombinedLoss",
     "SpreadOutLoss",
+    "TaughtLoss",
     "TeacherDistillLoss",
     "WeightSchedule",
 ]

@@ -180,6 +180,20 @@ class MatryoshkaArguments:
     spread_out_weight: float = field(
         default=0.0, metadata={"help": "Weight of spread-out regularisation at every dim."}
     )
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id or folder of the model whose similarities --teacher_weight keeps to. Default: the model "
+            "as it is before training."
+        },
+    )
+    teacher_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the divergence of every prefix's softmax over the batch from the teacher's, which "
+            "keeps what the teacher knows; 1 is worth trying. Runs the teacher once per step."
+        },
+    )
     engine: Literal["auto", "tiled", "triton"] = field(
         default="auto", metadata={"help": "How the loss is computed; auto takes triton on CUDA where it can."}
     )

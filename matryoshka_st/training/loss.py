@@ -12,6 +12,8 @@ from matryoshka_st.losses import (
     CombinedLoss,
     MatryoshkaContrastiveLoss,
     SpreadOutLoss,
+    TaughtLoss,
+    TeacherDistillLoss,
 )
 from matryoshka_st.models import load_model
 from matryoshka_st.training.arguments import MatryoshkaArguments, Recipe
@@ -34,17 +36,39 @@ def build_loss(recipe: Recipe, model: SentenceTransformer, dims: tuple[int, ...]
     chosen = loss.matryoshka_dims or dims
     options = _options(recipe)
     sizes = _mini_batches(loss)
+    terms: dict[str, nn.Module] = {}
     if loss.spread_out_weight:
-        terms = {
-            "contrastive": MatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **options),
-            "spread_out": SpreadOutLoss(model, chosen, loss.matryoshka_weights),
-        }
-        return CombinedLoss(
-            model, terms, {"spread_out": loss.spread_out_weight}, length_groups=loss.length_groups, **sizes
+        terms["spread_out"] = SpreadOutLoss(model, chosen, loss.matryoshka_weights)
+    if loss.teacher_weight:
+        terms["teacher"] = TeacherDistillLoss(model, chosen, loss.matryoshka_weights, scale=loss.scale)
+    if terms:
+        contrastive = MatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **options)
+        weights = {"spread_out": loss.spread_out_weight, "teacher": loss.teacher_weight}
+        combined = CombinedLoss(
+            model,
+            {"contrastive": contrastive, **terms},
+            {name: weights[name] for name in terms},
+            length_groups=loss.length_groups,
+            **sizes,
         )
+        return TaughtLoss(model, _teacher(recipe), combined) if loss.teacher_weight else combined
     if sizes:
         return CachedMatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **sizes, **options)
     return MatryoshkaContrastiveLoss(model, chosen, loss.matryoshka_weights, **options)
+
+
+def _teacher(recipe: Recipe) -> SentenceTransformer:
+    chosen = recipe.model
+    source = recipe.matryoshka.teacher or chosen.model_name_or_path
+    teacher = load_model(
+        source,
+        device=str(recipe.trainer.device),
+        revision=chosen.model_revision if source == chosen.model_name_or_path else None,
+        trust_remote_code=chosen.trust_remote_code,
+    )
+    if chosen.max_seq_length is not None:
+        teacher.max_seq_length = chosen.max_seq_length
+    return teacher
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:

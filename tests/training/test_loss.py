@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.losses import CachedMatryoshkaContrastiveLoss, CombinedLoss, MatryoshkaContrastiveLoss
+from matryoshka_st.losses import CachedMatryoshkaContrastiveLoss, CombinedLoss, MatryoshkaContrastiveLoss, TaughtLoss
 from matryoshka_st.training import run
 from matryoshka_st.training.loss import build_loss
 from matryoshka_st.training.recipe import parse_recipe
@@ -28,6 +29,7 @@ EVERYTHING = [
         "margin": (0.1,),
         "margin_strategy": ("relative",),
         "distill_weight": (0.5,),
+        "length_groups": (3,),
         "engine": ("tiled",),
     }.items()
     for word in (f"--{flag}", *map(str, values))
@@ -97,3 +99,21 @@ def test_everything_at_once_runs(flags: list[str], tmp_path: Path, tiny_model_pa
     run.dry_run(recipe)
     run.train(recipe)
     assert (tmp_path / "out" / "model").is_dir()
+
+
+def test_a_teacher_is_the_model_before_training_unless_named(
+    tiny_model: SentenceTransformer, flags: list[str], tiny_model_path: Path
+) -> None:
+    loss = build(tiny_model, flags, "--teacher_weight", "2", "--spread_out_weight", "0.1", "--length_groups", "3")
+    assert type(loss) is TaughtLoss and loss.loss.length_groups == 3
+    assert loss.loss.weights == {"contrastive": 1.0, "spread_out": 0.1, "teacher": 2.0}
+    start = SentenceTransformer(str(tiny_model_path), device="cpu").state_dict()
+    assert all(torch.equal(start[name], value) for name, value in loss.teacher.state_dict().items())
+
+
+def test_a_taught_run_logs_the_teacher_s_terms_and_saves_the_student_alone(flags: list[str], tmp_path: Path) -> None:
+    run.train(parse_recipe([*flags, "--teacher_weight", "1"]))
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    logged = next(entry for entry in metrics["log_history"] if "loss" in entry)
+    assert {f"teacher/loss_teacher_dim_{dim}" for dim in (4, 16, 32)} <= logged.keys()
+    assert not [path for path in (tmp_path / "out" / "model").rglob("*") if "teacher" in path.name]
