@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -52,3 +55,27 @@ def test_every_dim_is_what_was_measured_without_this_package(runs: list[Run], sh
     assert len(shared) >= 70
     for cut in shared:
         assert ours[cut] == pytest.approx(measured[cut], abs=WITHIN[cut[2]]), cut
+
+
+def test_the_tables_of_the_pages_hold_the_committed_figures() -> None:
+    script = Path(__file__).parents[2] / "eval" / "tables.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = "".join((script.parents[1] / page).read_text() for page in ("README.md", "eval/README.md"))
+    assert pages.count("<!-- table: ") == pages.count("<!-- end of table -->") == 3
+
+
+def test_fine_tuned_in_domain_64_dims_and_fewer_are_above_ada_002_at_1536() -> None:
+    ours = {(run.task, run.dim): 100 * run.score for run in read_runs([RESULTS.parent / "minilm-in-domain"])}
+    ada = {"Banking77": 80.66, "MassiveIntent": 70.15, "MassiveScenario": 75.33, "TweetSentimentExtraction": 61.81}
+    for task, score in ada.items():
+        for dim in (64, 32, 16):
+            assert ours[f"{task}Classification", dim] > score, (task, dim)
+
+
+def test_zero_shot_similarity_at_256_dims_is_above_ada_002_at_1536() -> None:
+    tasks = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
+    ours = {(run.task, run.dim): 100 * run.score for run in read_runs([RESULTS.parent / "minilm-sts"])}
+    ada = {s.task: s.score for s in published_scores() if (s.model, s.dim) == ("openai/text-embedding-ada-002", 1536)}
+    assert fmean(ada[task] for task in tasks) == pytest.approx(80.72, abs=0.01)
+    assert fmean(ours[task, 256] for task in tasks) > fmean(ada[task] for task in tasks)
