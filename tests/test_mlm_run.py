@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -334,15 +335,22 @@ def other_kind(folder: Path) -> None:
     path.write_text(path.read_text().replace('"model_type": "bert"', '"model_type": "distilbert"'))
 
 
+def more_words(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens("lagoon")
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (other_kind, "is a distilbert model; masked-language-model training takes a BERT"),
+        (other_kind, "is a distilbert model; masked-language-model training takes a BERT encoder"),
+        (more_words, "has 142 words and the model 141; give a folder whose tokenizer and weights belong together"),
         (lambda folder: (folder / "config.json").write_text("{"), "could not be loaded"),
         (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut short"), "could not be loaded"),
     ],
-    ids=["no BERT", "config", "no weights", "half the weights"],
+    ids=["no BERT", "another's tokenizer", "config", "no weights", "half the weights"],
 )
 def test_models_that_will_not_do(
     common: list[str], tiny_bert_path: Path, tmp_path: Path, spoil: Callable[[Path], None], sentence: str
@@ -367,11 +375,15 @@ def test_a_folder_of_something_else_is_not_replaced(flags: list[str], tmp_path: 
         run.main(flags)
 
 
-def test_the_script_exits_with_2_and_one_sentence(flags: list[str]) -> None:
-    command = [sys.executable, str(SCRIPT), *flags, "--mlm_probability", "2"]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: mlm_probability is 2.0; give a share between 0 and 1, such as 0.15.\n"
+def test_the_script_exits_with_2_and_one_sentence(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags, "--mlm_probability", "2"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err == "error: mlm_probability is 2.0; give a share between 0 and 1, such as 0.15.\n"
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

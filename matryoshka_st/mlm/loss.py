@@ -100,7 +100,7 @@ class _NestedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_embedding, grad_bias, *grads = (grad * grad_output for grad in ctx.saved_tensors)
         return grad_embedding, grad_bias, None, None, None, *grads
