@@ -32,6 +32,23 @@ def read_jsonl(path: Path) -> Rows:
     return Rows(str(path), columns, numbers, "line")
 
 
+def read_lines(path: Path) -> Rows:
+    """Read one text per line into the column ``text``; blank lines are skipped.
+
+    Raises:
+        UserError: If the file cannot be read, a line is not UTF-8, with its number, or there is no text.
+    """
+    try:
+        with path.open("rb") as file:
+            numbered = [(n, line.strip()) for n, line in enumerate(_decoded(path, file), start=1) if line.strip()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a file with one text a line.") from error
+    if not numbered:
+        raise UserError(f"{path} holds no text; give one text a line.")
+    numbers, lines = zip(*numbered, strict=True)
+    return Rows(str(path), {"text": list(lines)}, numbers, "line")
+
+
 def read_csv(path: Path, delimiter: str) -> Rows:
     """Read a table with a header; every value is text, blank lines are skipped.
 
