@@ -6,6 +6,7 @@ python eval/ablation.py eval/ablation.yaml --work output/ablation --dataset-mirr
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from matryoshka_st.evaluation import command as evaluation
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.evaluation.runs import read_runs
 from matryoshka_st.export import save_model
-from matryoshka_st.files import write_json
+from matryoshka_st.files import write_json, write_whole
 from matryoshka_st.training import run
 from matryoshka_st.training.arguments import Recipe
 from matryoshka_st.training.prepare import prepare
@@ -55,10 +56,11 @@ def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path)
     if note.exists():
         return float(json.loads(note.read_text(encoding="utf-8"))["train_seconds"])
     host = flags.pop("host", False)
-    words = [word for key, value in flags.items() for word in (f"--{key}", *map(str, _listed(value)))]
-    argv = ["--config", str(recipe_file), *words, "--seed", str(seed), "--output_dir", str(folder)]
+    values = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+    merged = {**values, **flags, "seed": seed, "output_dir": str(folder)}
+    write_whole(folder / "recipe.yaml", yaml.safe_dump(merged, sort_keys=False))
     start = time.perf_counter()
-    recipe = parse_recipe(argv)
+    recipe = parse_recipe(["--config", str(folder / "recipe.yaml")])
     if host:
         train_host(recipe)
     else:
@@ -135,7 +137,7 @@ def main(
             seeds = flags.pop("seeds", plan["seeds"][:1]) if name != UNTRAINED else [None]
             dims = flags.get("matryoshka_dims", plan["dims"]) if flags.pop("fixed", False) else plan["dims"]
             for seed in seeds:
-                folder = work / (name if seed is None else f"{name}-{seed}")
+                folder = work / re.sub(r"\W+", "-", name if seed is None else f"{name} {seed}")
                 if seed is not None:
                     took = train_row(dict(flags), config.parent / plan["recipe"], seed, folder)
                     seconds.setdefault(name, []).append(took)
@@ -146,10 +148,6 @@ def main(
             versions = provenance(["torch", "sentence-transformers", "transformers", "mteb"])
             result = {"schema_version": 1, **versions, "plan": plan, "train_seconds": seconds, "scores": found}
             write_json(output, result)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 if __name__ == "__main__":
