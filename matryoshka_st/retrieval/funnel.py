@@ -208,26 +208,11 @@ class FunnelRetriever:
             UserError: If the index is empty, or queries, k or lengths will not do.
         """
         rows = check_vectors(queries, "query", self.settings.width)
-        lengths = self._lengths(k, shortlists)
+        lengths = self.settings.lengths(k, len(self), shortlists)
         step = max(1, _CANDIDATES // lengths[0])
         parts = [self._search(rows[start : start + step], k, lengths) for start in range(0, max(1, len(rows)), step)]
         scores, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Hits(self._ids[positions], scores)
-
-    def _lengths(self, k: int, shortlists: Sequence[int] | None) -> tuple[int, ...]:
-        if not len(self):
-            raise UserError("The index is empty; add vectors before searching.")
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self):
-            raise UserError(f"k is {k!r}, but the index holds {len(self)} vectors; use 1 to {len(self)}.")
-        chosen = self.settings
-        if shortlists is not None:
-            chosen = Settings.of(chosen.width, chosen.dims, shortlists, precision=chosen.precision)
-        if k > min(chosen.shortlists[-1], len(self)):
-            raise UserError(
-                f"k is {k}, but the last shortlist keeps only {chosen.shortlists[-1]}; ask for fewer or pass longer "
-                "shortlists."
-            )
-        return tuple(min(length, len(self)) for length in chosen.shortlists)
 
     def _search(self, queries: Vectors, k: int, lengths: Sequence[int]) -> tuple[Scores, Positions]:
         """Scores and positions."""

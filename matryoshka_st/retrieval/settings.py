@@ -67,6 +67,30 @@ class Settings:
             width, rising, lengths, _one_of("metric", metric, Metric), checked, _one_of("index", index, IndexKind)
         )
 
+    def lengths(self, k: int, count: int, shortlists: Sequence[int] | None = None) -> tuple[int, ...]:
+        """How many candidates each stage of one search keeps, none more than there are vectors.
+
+        Args:
+            k: Vectors wanted per query.
+            count: Vectors in the index.
+            shortlists: Other lengths than these.
+
+        Raises:
+            UserError: If the index is empty, or k or the lengths will not do.
+        """
+        if not count:
+            raise UserError("The index is empty; add vectors before searching.")
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= count:
+            raise UserError(f"k is {k!r}, but the index holds {count} vectors; use 1 to {count}.")
+        chosen = self.shortlists
+        if shortlists is not None:
+            chosen = Settings.of(self.width, self.dims, shortlists, precision=self.precision).shortlists
+        if k > min(chosen[-1], count):
+            raise UserError(
+                f"k is {k}, but the last shortlist keeps only {chosen[-1]}; ask for fewer or pass longer shortlists."
+            )
+        return tuple(min(length, count) for length in chosen)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON; :meth:`from_dict` takes it back."""
         return asdict(self)
