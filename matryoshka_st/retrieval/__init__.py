@@ -1,4 +1,4 @@
-"""Retrieval with prefixes: a shortlist by the first dims, reranked by more of them (MRL, arXiv 2205.13147, section 4.3)."""
+"""Retrieval with prefixes: a shortlist by the first dims, reranked by more (MRL, arXiv 2205.13147, section 4.3)."""
 
 from __future__ import annotations
 
