@@ -6,5 +6,16 @@ from matryoshka_st.retrieval.adaptive import AdaptiveRetriever
 from matryoshka_st.retrieval.costs import Operations, count_operations
 from matryoshka_st.retrieval.funnel import FunnelRetriever, Hits
 from matryoshka_st.retrieval.settings import Settings
+from matryoshka_st.retrieval.tuning import TradeOff, Tuning, tune
 
-__all__ = ["AdaptiveRetriever", "FunnelRetriever", "Hits", "Operations", "Settings", "count_operations"]
+__all__ = [
+    "AdaptiveRetriever",
+    "FunnelRetriever",
+    "Hits",
+    "Operations",
+    "Settings",
+    "TradeOff",
+    "Tuning",
+    "count_operations",
+    "tune",
+]

@@ -116,6 +116,13 @@ class Shortlist:
         order = np.argsort(found < 0, axis=1, kind="stable")[:, :length]
         return np.take_along_axis(found, order, axis=1)
 
+    def search_counted(self, prefixes: Vectors, length: int) -> tuple[Positions, int]:
+        """Search, and tell how many vectors a graph compared with a query on average (no other search may run)."""
+        statistics = require_faiss().cvar.hnsw_stats
+        statistics.reset()
+        found = self.search(prefixes, length)
+        return found, round(statistics.ndis / max(1, len(prefixes)))
+
     def write(self, path: Path) -> None:
         """Write the faiss index to a file."""
         faiss = require_faiss()
