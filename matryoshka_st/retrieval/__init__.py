@@ -1,4 +1,4 @@
-"""Retrieval with prefixes: a shortlist by the first dims, reranked by more of them (MRL, arXiv 2205.13147, section 4.3)."""
+"""Retrieval with prefixes: a shortlist by the first dims, reranked by more (MRL, arXiv 2205.13147, section 4.3)."""
 
 from __future__ import annotations
 
@@ -6,5 +6,16 @@ from matryoshka_st.retrieval.adaptive import AdaptiveRetriever
 from matryoshka_st.retrieval.costs import Operations, count_operations
 from matryoshka_st.retrieval.funnel import FunnelRetriever, Hits
 from matryoshka_st.retrieval.settings import Settings
+from matryoshka_st.retrieval.tuning import TradeOff, Tuning, tune
 
-__all__ = ["AdaptiveRetriever", "FunnelRetriever", "Hits", "Operations", "Settings", "count_operations"]
+__all__ = [
+    "AdaptiveRetriever",
+    "FunnelRetriever",
+    "Hits",
+    "Operations",
+    "Settings",
+    "TradeOff",
+    "Tuning",
+    "count_operations",
+    "tune",
+]

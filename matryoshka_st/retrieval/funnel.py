@@ -1,7 +1,7 @@
 """Retrieval through a falling cascade of shortlists and rising dims (MRL, arXiv 2205.13147, section 4.3.1, "funnel").
 
-The first prefix lies in RAM, in faiss. The wider ones are float32 rows that a loaded index maps from its folder, so they
-cost page cache, not RAM; of them only the candidates are read.
+The first prefix lies in RAM, in faiss. The wider ones are float32 rows that a loaded index maps from its folder, so
+they cost page cache, not RAM; of them only the candidates are read.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class FunnelRetriever:
     Build it with :meth:`build` or :meth:`load`; the constructor takes parts that fit together.
 
     When a shortlist is as long as the index, its stage is skipped. When all are, the search is exact: ids, order and
-    scores are those of ``faiss.IndexFlatIP`` over the same vectors. (faiss sums in another order for 20 queries or more
-    than for fewer, so vectors whose scores differ in the last digit may change places between the two; equal vectors
-    come in the order they were added.) Otherwise equal scores come in the order of the shortlist, and which of several
-    equal ones is the last to be kept is not defined.
+    scores are those of ``faiss.IndexFlatIP`` over the same vectors. (faiss sums in another order for 20 queries or
+    more than for fewer, so vectors whose scores differ in the last digit may change places between the two.)
+    Otherwise equal scores come in the order of the shortlist, and which of several equal ones is the last to be kept
+    is not defined.
     """
 
     def __init__(

@@ -120,9 +120,16 @@ def _best_columns(scores: Scores, k: int) -> Positions:
 def _products(queries: Vectors, base: Vectors, rows: Positions) -> Scores:
     """Shape of ``rows``; -inf where it is -1."""
     faiss = require_faiss()
+    chosen = np.ascontiguousarray(rows)  # has to outlive the call, which is given its address
     scores = np.empty(rows.shape, dtype=np.float32)
-    pointers = (faiss.swig_ptr(array) for array in (scores, queries, base, np.ascontiguousarray(rows)))
-    faiss.fvec_inner_products_by_idx(*pointers, queries.shape[1], *rows.shape)
+    faiss.fvec_inner_products_by_idx(
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(base),
+        faiss.swig_ptr(chosen),
+        queries.shape[1],
+        *rows.shape,
+    )
     return scores
 
 

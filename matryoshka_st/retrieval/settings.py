@@ -50,8 +50,8 @@ class Settings:
         """Check all values.
 
         Raises:
-            UserError: If dims exceed the width or do not rise, lengths are below 1 or rise, the counts do not fit, or a
-                name is unknown.
+            UserError: If dims exceed the width or do not rise, lengths are below 1 or rise, the counts do not fit, or
+                a name is unknown.
 
         >>> Settings.of(384, [64, 384], [200]).shortlists
         (200,)

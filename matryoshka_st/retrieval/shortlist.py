@@ -1,8 +1,8 @@
 """The first stage: faiss over the first prefix, in RAM, exact or a graph, in one of four precisions.
 
 Positions are those of the vectors that are left, in the order they were added: a flat index closes its gaps when
-vectors are removed; a graph cannot, so it keeps removed vectors as way points, leaves them out of what it finds, and is
-built anew when they are more than a quarter.
+vectors are removed; a graph cannot, so it keeps removed vectors as way points, leaves them out of what it finds, and
+is built anew when they are more than a quarter.
 """
 
 from __future__ import annotations
@@ -116,6 +116,13 @@ class Shortlist:
         order = np.argsort(found < 0, axis=1, kind="stable")[:, :length]
         return np.take_along_axis(found, order, axis=1)
 
+    def search_counted(self, prefixes: Vectors, length: int) -> tuple[Positions, int]:
+        """Search, and tell how many vectors a graph compared with a query on average (no other search may run)."""
+        statistics = require_faiss().cvar.hnsw_stats
+        statistics.reset()
+        found = self.search(prefixes, length)
+        return found, round(statistics.ndis / max(1, len(prefixes)))
+
     def write(self, path: Path) -> None:
         """Write the faiss index to a file."""
         faiss = require_faiss()
@@ -138,9 +145,13 @@ class Shortlist:
         expected = _new_index(settings)
         if type(index) is not type(expected) or (index.d, index.metric_type) != (expected.d, expected.metric_type):
             raise UserError(f"{path} holds another index than the manifest names; build the index anew.")
+        if settings.precision == "binary" and settings.index == "flat":
+            index.use_heap = expected.use_heap
         return cls(index, settings, alive)
 
     def _nodes(self, prefixes: Vectors, length: int) -> Positions:
+        if self._settings.index == "hnsw":
+            self.index.hnsw.efSearch = length  # faiss stops by this, not by how many are wanted
         nodes: Positions = self.index.search(self._encoded(prefixes), length)[1]
         return nodes
 
@@ -163,4 +174,6 @@ def _new_index(settings: Settings) -> Any:
         index = (faiss.IndexScalarQuantizer if flat else faiss.IndexHNSWSQ)(*args, product)
     if not flat:
         index.hnsw.efConstruction = HNSW_CONSTRUCTION
+    elif settings.precision == "binary":
+        index.use_heap = False  # counting is faster for hundreds of candidates
     return index
