@@ -203,6 +203,7 @@ def edited(change: dict[str, Any]) -> Any:
         (edited({"format": "other"}), r"manifest\.json is not the manifest of a matryoshka-st retrieval index"),
         (edited({"schema_version": 2}), r"manifest\.json has schema version 2, this release reads 1; build the index"),
         (edited({"settings": None}), r"manifest\.json is not complete \('settings'\); build the index anew\."),
+        (edited({"count": "many"}), r"manifest\.json is not complete \(.*'many'\); build the index anew\."),
         (edited({"files": {}}), r"manifest\.json is not complete \('ids'\); build the index anew\."),
         (edited({"files": ["ids"]}), r"manifest\.json is not complete \(.*\); build the index anew\."),
         (edited({"count": 61}), r"do not fit the 61 vectors of its manifest; build the index anew\."),

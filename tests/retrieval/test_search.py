@@ -134,7 +134,7 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     documents, asked = corpus(COUNT, WIDTH)
     retriever = AdaptiveRetriever.build(documents, shortlist_dim=12, shortlist=30)
     whole = retriever.search(asked, 10)
-    monkeypatch.setattr("matryoshka_st.retrieval.funnel._CANDIDATES", 5 * 30)
+    monkeypatch.setattr("matryoshka_st.retrieval.cascade._CANDIDATES", 5 * 30)
     np.testing.assert_array_equal(retriever.search(asked, 10).ids, whole.ids)
 
 
@@ -151,5 +151,12 @@ def test_no_queries_find_nothing_and_zero_vectors_do_not_break() -> None:
     documents, _ = corpus(COUNT, WIDTH)
     documents[3] = 0
     retriever = AdaptiveRetriever.build(documents, shortlist_dim=12, shortlist=30)
-    assert retriever.search(np.empty((0, WIDTH)), 7).ids.shape == (0, 7)
+    for shortlists in ([30], [COUNT]):
+        assert retriever.search(np.empty((0, WIDTH)), 7, shortlists=shortlists).ids.shape == (0, 7)
     assert (retriever.search(np.zeros((2, WIDTH)), 7).scores == 0).all()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    documents, asked = corpus(COUNT, WIDTH)
+    retriever = AdaptiveRetriever.build(documents, shortlist_dim=np.int64(12), shortlist=np.int32(30))
+    assert retriever.search(asked, np.int64(7)).ids.shape == (23, 7)
