@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from matryoshka_st.retrieval.adaptive import AdaptiveRetriever
+from matryoshka_st.retrieval.cascade import Cascade, Hits
 from matryoshka_st.retrieval.costs import Operations, count_operations
-from matryoshka_st.retrieval.funnel import FunnelRetriever, Hits
+from matryoshka_st.retrieval.funnel import FunnelRetriever
 from matryoshka_st.retrieval.settings import Settings
 from matryoshka_st.retrieval.tuning import TradeOff, Tuning, tune
 
 __all__ = [
     "AdaptiveRetriever",
+    "Cascade",
     "FunnelRetriever",
     "Hits",
     "Operations",

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from matryoshka_st.retrieval.funnel import FunnelRetriever
+from matryoshka_st.retrieval.cascade import Cascade
+from matryoshka_st.retrieval.ids import GivenIds
+from matryoshka_st.retrieval.settings import Settings
 from matryoshka_st.retrieval.vectors import check_vectors
 
 
-class AdaptiveRetriever(FunnelRetriever):
-    """A funnel of one shortlist: ``shortlist_dim`` dims find candidates, ``rerank_dim`` dims rank them."""
+class AdaptiveRetriever(Cascade):
+    """``shortlist_dim`` dims find candidates, ``rerank_dim`` dims rank them.
+
+    See :class:`Cascade` for when its results are exact, and for ties.
+    """
 
     @classmethod
-    def build(  # type: ignore[override]
+    def build(
         cls,
         vectors: ArrayLike,
-        ids: Sequence[int] | Sequence[str] | NDArray[Any] | None = None,
+        ids: GivenIds | None = None,
         *,
         shortlist_dim: int,
         shortlist: int = 200,
@@ -49,8 +53,7 @@ class AdaptiveRetriever(FunnelRetriever):
         >>> retriever.search(documents[:2], k=3).ids[:, 0]
         array([0, 1])
         """
-        checked = check_vectors(vectors, "document")
-        dims = [shortlist_dim, checked.shape[1] if rerank_dim is None else rerank_dim]
-        return super().build(
-            checked, ids, dims=dims, shortlists=[shortlist], metric=metric, precision=precision, index=index
-        )
+        rows = check_vectors(vectors, "document")
+        dims = [shortlist_dim, rows.shape[1] if rerank_dim is None else rerank_dim]
+        settings = Settings.of(rows.shape[1], dims, [shortlist], metric=metric, precision=precision, index=index)
+        return cls._of(rows, ids, settings)

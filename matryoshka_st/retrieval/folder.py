@@ -116,7 +116,9 @@ def read_index(folder: Path, kind: str, *, verify: bool) -> Parts:
         alive = _array(paths["nodes"]) if "nodes" in paths else None
         shortlist = Shortlist.read(paths["shortlist"], settings, alive)
         parts = Parts(settings, _array(ids), shortlist, [_array(path, mapped=True) for path in vectors])
-    except (KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / MANIFEST} is not complete ({error}); build the index anew.") from error
     shapes = [(count, dim) for dim in settings.dims[1:]]
     if (

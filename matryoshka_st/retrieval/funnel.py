@@ -1,73 +1,29 @@
-"""Retrieval through a falling cascade of shortlists and rising dims (MRL, arXiv 2205.13147, section 4.3.1, "funnel").
-
-The first prefix lies in RAM, in faiss. The wider ones are float32 rows that a loaded index maps from its folder, so
-they cost page cache, not RAM; of them only the candidates are read.
-"""
+"""Retrieval through a falling cascade of shortlists and rising dims (MRL, arXiv 2205.13147, section 4.3.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from matryoshka_st.errors import UserError
-from matryoshka_st.retrieval import folder as files
-from matryoshka_st.retrieval.costs import Operations, count_operations
-from matryoshka_st.retrieval.ids import Ids, check_ids, new_ids, rows_of
-from matryoshka_st.retrieval.rerank import Rows, Scores
+from matryoshka_st.retrieval.cascade import Cascade
+from matryoshka_st.retrieval.ids import GivenIds
 from matryoshka_st.retrieval.settings import Settings
-from matryoshka_st.retrieval.shortlist import Positions, Shortlist
-from matryoshka_st.retrieval.vectors import Vectors, check_vectors, prefix
-
-_CANDIDATES = 2**21  # of all queries searched at a time: 16 MB of positions
+from matryoshka_st.retrieval.vectors import check_vectors
 
 
-class Hits(NamedTuple):
-    """What a search found.
+class FunnelRetriever(Cascade):
+    """Each of ``dims`` ranks what the one before left over, and leaves fewer.
 
-    Attributes:
-        ids: Shape ``[m, k]``, best first.
-        scores: Cosines or dot products at the last dim, float32, shape ``[m, k]``.
+    See :class:`Cascade` for when its results are exact, and for ties.
     """
-
-    ids: Ids
-    scores: Scores
-
-
-class FunnelRetriever:
-    """An index searched with few dims first and with more dims the fewer candidates are left.
-
-    Build it with :meth:`build` or :meth:`load`; the constructor takes parts that fit together.
-
-    When a shortlist is as long as the index, its stage is skipped. When all are, the search is exact: ids, order and
-    scores are those of ``faiss.IndexFlatIP`` over the same vectors. (faiss sums in another order for 20 queries or
-    more than for fewer, so vectors whose scores differ in the last digit may change places between the two.)
-    Otherwise equal scores come in the order of the shortlist, and which of several equal ones is the last to be kept
-    is not defined.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        ids: Ids,
-        shortlist: Shortlist,
-        stages: Sequence[Rows],
-        rows: Positions | None = None,
-    ) -> None:
-        self.settings = settings
-        self._ids = ids
-        self._shortlist = shortlist
-        self._stages = tuple(stages)
-        self._rows = rows
 
     @classmethod
     def build(
         cls,
         vectors: ArrayLike,
-        ids: Sequence[int] | Sequence[str] | NDArray[Any] | None = None,
+        ids: GivenIds | None = None,
         *,
         dims: Sequence[int],
         shortlists: Sequence[int],
@@ -81,12 +37,14 @@ class FunnelRetriever:
             vectors: Shape ``[n, width]``, n of 1 or more. A float32 array that needs no scaling (unit length, or
                 ``metric="dot"``) is kept, not copied; it may be memory-mapped, and must not be changed afterwards.
             ids: One per vector, all different, whole numbers or texts; default: 0 to n - 1.
-            dims: Ascending; the last one ranks what is returned.
+            dims: Ascending; the last one ranks what is returned. The first two may be equal if the first prefix is
+                stored in fewer bits.
             shortlists: How many candidates each dim but the last keeps.
             metric: ``cosine`` (every prefix is renormalised) or ``dot``.
-            precision: Of the first prefix: ``float32``, ``float16``, ``int8`` (faiss's 8-bit quantizer, ranges of
-                these vectors) or ``binary`` (signs, compared by Hamming distance).
-            index: ``flat`` (exact) or ``hnsw`` (a graph).
+            precision: Of the first prefix: ``float32``, ``float16``, ``int8`` (faiss's 8-bit quantizer; ranges of
+                these vectors, beyond which later ones are clipped) or ``binary`` (signs, compared by Hamming
+                distance).
+            index: ``flat`` (looks at every first prefix) or ``hnsw`` (walks a graph).
 
         Raises:
             OptionalDependencyError: If faiss is not installed.
@@ -94,143 +52,4 @@ class FunnelRetriever:
         """
         rows = check_vectors(vectors, "document")
         settings = Settings.of(rows.shape[1], dims, shortlists, metric=metric, precision=precision, index=index)
-        if not len(rows):
-            raise UserError("There are no vectors to index; give at least one.")
-        checked = check_ids(ids, len(rows))
-        return cls(
-            settings,
-            checked,
-            Shortlist.of(prefix(rows, settings.dims[0], settings.metric), settings),
-            [Rows(prefix(rows, dim, settings.metric)) for dim in settings.dims[1:]],
-        )
-
-    @classmethod
-    def load(cls, folder: Path | str, *, verify: bool = True) -> Self:
-        """Load an index that :meth:`save` wrote; vectors but the first prefix stay on disk, memory-mapped.
-
-        Args:
-            folder: Where it lies.
-            verify: Compare the files with their checksums, which reads them once; sizes are compared anyway.
-
-        Raises:
-            OptionalDependencyError: If faiss is not installed.
-            UserError: If there is no index, it is of another kind or version, or one of its files is not whole.
-        """
-        found = files.read_index(Path(folder), cls.__name__, verify=verify)
-        return cls(found.settings, found.ids, found.shortlist, [Rows(vectors) for vectors in found.vectors])
-
-    def save(self, folder: Path | str) -> None:
-        """Write the index; an index that lies there is replaced once the new one is complete.
-
-        Raises:
-            UserError: If the folder holds something else, or cannot be written; what was there stays usable.
-        """
-        files.write_index(
-            Path(folder), type(self).__name__, self.settings, self._ids, self._shortlist, self._stages, self._rows
-        )
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @property
-    def ids(self) -> Ids:
-        """The ids, in the order of the vectors."""
-        return self._ids.copy()
-
-    @property
-    def ram_bytes(self) -> int:
-        """Bytes held in RAM: first prefix, links, ids, and vectors that are not memory-mapped."""
-        rows = 0 if self._rows is None else self._rows.nbytes
-        stages = {id(stage.base): stage.ram_bytes for stage in self._stages}
-        return self._shortlist.ram_bytes + self._ids.nbytes + rows + sum(stages.values())
-
-    @property
-    def ram_bytes_per_million(self) -> float:
-        """Bytes held in RAM per million vectors."""
-        return self.ram_bytes / max(1, len(self)) * 1e6
-
-    def operations(self, *, visited: int | None = None) -> Operations:
-        """Operations of one query in theory.
-
-        Args:
-            visited: Vectors that a graph compares with the query; default: all.
-        """
-        shown = self.settings
-        return count_operations(len(self), shown.dims, shown.shortlists, shown.precision, visited=visited)
-
-    def add(self, vectors: ArrayLike, ids: Sequence[int] | Sequence[str] | NDArray[Any] | None = None) -> None:
-        """Append vectors; until the index is saved and loaded they lie in RAM at full width.
-
-        Args:
-            vectors: Shape ``[n, width]``.
-            ids: One per vector, none of them in the index; default: from the largest number in the index on.
-
-        Raises:
-            UserError: If vectors or ids will not do; the index is then as it was.
-        """
-        rows = check_vectors(vectors, "document", self.settings.width)
-        checked = new_ids(ids, len(rows), self._ids)
-        start = len(self._stages[0])
-        self._shortlist.add(prefix(rows, self.settings.dims[0], self.settings.metric))
-        for stage, dim in zip(self._stages, self.settings.dims[1:], strict=True):
-            stage.append(prefix(rows, dim, self.settings.metric))
-        if self._rows is not None:
-            self._rows = np.concatenate([self._rows, np.arange(start, start + len(rows))])
-        self._ids = np.concatenate([self._ids, checked])
-
-    def delete(self, ids: Sequence[int] | Sequence[str] | NDArray[Any]) -> None:
-        """Remove vectors.
-
-        Args:
-            ids: All of them in the index.
-
-        Raises:
-            UserError: If one is not in the index; the index is then as it was.
-        """
-        kept = np.ones(len(self), dtype=np.bool_)
-        kept[rows_of(ids, self._ids)] = False
-        self._shortlist.keep(kept)
-        self._rows = np.flatnonzero(kept) if self._rows is None else self._rows[kept]
-        self._ids = self._ids[kept]
-        if self._shortlist.needs_rebuild and len(self):
-            widest = self._stages[-1].take(self._rows)
-            self._shortlist = Shortlist.of(prefix(widest, self.settings.dims[0], self.settings.metric), self.settings)
-
-    def search(self, queries: ArrayLike, k: int, *, shortlists: Sequence[int] | None = None) -> Hits:
-        """Find the best vectors of each query.
-
-        Args:
-            queries: Shape ``[m, width]``.
-            k: Vectors per query, 1 to the size of the index and of the last shortlist.
-            shortlists: Other lengths than the index was built with.
-
-        Raises:
-            UserError: If the index is empty, or queries, k or lengths will not do.
-        """
-        rows = check_vectors(queries, "query", self.settings.width)
-        lengths = self.settings.lengths(k, len(self), shortlists)
-        step = max(1, _CANDIDATES // lengths[0])
-        parts = [self._search(rows[start : start + step], k, lengths) for start in range(0, max(1, len(rows)), step)]
-        scores, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return Hits(self._ids[positions], scores)
-
-    def _search(self, queries: Vectors, k: int, lengths: Sequence[int]) -> tuple[Scores, Positions]:
-        """Scores and positions."""
-        keep = [*lengths, k]
-        first = next((i for i, length in enumerate(lengths) if length < len(self)), len(lengths))
-        prefixes = [prefix(queries, dim, self.settings.metric) for dim in self.settings.dims]
-        scores = np.empty((len(queries), 0), dtype=np.float32)
-        if first == 0:
-            positions = self._shortlist.search(prefixes[0], keep[0])
-        else:
-            scores, positions = self._stages[first - 1].exact(prefixes[first], keep[first], self._rows)
-        for i in range(first + 1, len(keep)):
-            scores, columns = self._stages[i - 1].best_of(prefixes[i], self._to_rows(positions), keep[i])
-            positions = np.take_along_axis(positions, columns, axis=1)
-        missed = np.flatnonzero(positions[:, -1] < 0)
-        if len(missed):  # a graph that found fewer than k
-            scores[missed], positions[missed] = self._stages[-1].exact(prefixes[-1][missed], k, self._rows)
-        return scores, positions
-
-    def _to_rows(self, positions: Positions) -> Positions:
-        return positions if self._rows is None else np.where(positions < 0, -1, self._rows[positions])
+        return cls._of(rows, ids, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from matryoshka_st.errors import UserError, did_you_mean
@@ -80,7 +81,7 @@ class Settings:
         """
         if not count:
             raise UserError("The index is empty; add vectors before searching.")
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= count:
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= count:
             raise UserError(f"k is {k!r}, but the index holds {count} vectors; use 1 to {count}.")
         chosen = self.shortlists
         if shortlists is not None:
@@ -136,9 +137,9 @@ def _check_lengths(shortlists: Sequence[int]) -> tuple[int, ...]:
 
 
 def _whole(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise UserError(f"{value!r} is no {what}; give a whole number.")
-    return value
+    return int(value)
 
 
 def _one_of(name: str, value: str, allowed: Any) -> Any:

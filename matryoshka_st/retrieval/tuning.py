@@ -160,6 +160,9 @@ def tune(
     known = check_ids(ids, len(documents))
     _check_counts(len(documents), len(asked), qrels, k, target)
     widest = documents.shape[1] if rerank_dim is None else rerank_dim
+    for name, given in (("dims", dims), ("lengths", lengths), ("precisions", precisions)):
+        if given is not None and not len(given):
+            raise UserError(f"{name} is empty; give at least one.")
     wanted = _lengths(lengths, k, len(documents))
     settings = [
         Settings.of(documents.shape[1], [dim, widest], wanted[-1:], metric=metric, precision=precision, index=index)
@@ -187,6 +190,11 @@ class _Judge:
         scores, positions = self._rows.exact(self._queries, k, None)
         self._bar = scores[:, -1:] - _TIE * np.abs(scores[:, -1:])
         self.exact_ndcg = self._ndcg(positions)
+        if self.exact_ndcg == 0:
+            raise UserError(
+                "Exact search finds no relevant document, so there is no nDCG to keep; leave qrels out to tune for "
+                "recall, or check that they name the documents by their ids."
+            )
 
     def measure(self, settings: Settings, length: int, candidates: Positions, visited: int | None) -> TradeOff:
         """Rank the first ``length`` candidates of each query and look what was lost."""
@@ -200,7 +208,7 @@ class _Judge:
             precision=settings.precision,
             recall=float((scores >= self._bar).mean()),
             ndcg=found,
-            ndcg_share=found / self.exact_ndcg if found is not None and self.exact_ndcg else None,
+            ndcg_share=None if found is None or self.exact_ndcg is None else found / self.exact_ndcg,
             operations=cost,
             ratio=count * settings.dims[-1] / cost.total,
             bytes_per_vector=bytes_per_vector(settings.dims[0], settings.precision),
@@ -246,5 +254,3 @@ def _check_counts(documents: int, queries: int, qrels: Qrels | None, k: int, tar
         raise UserError(f"target is {target:g}; give a share above 0 and up to 1.")
     if qrels is not None and len(qrels) != queries:
         raise UserError(f"There are {len(qrels)} judgements for {queries} queries; give one mapping per query.")
-    if qrels is not None and not any(gain > 0 for judged in qrels for gain in judged.values()):
-        raise UserError("No judgement of any query has a gain above 0; leave qrels out to tune for recall.")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.retrieval.funnel import Hits
+from matryoshka_st.retrieval.cascade import Hits
 from matryoshka_st.retrieval.ids import GivenIds, Ids, check_ids
 from matryoshka_st.retrieval.rerank import Scores
 from matryoshka_st.retrieval.settings import Settings
