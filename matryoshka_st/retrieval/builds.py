@@ -19,7 +19,8 @@ from matryoshka_st.errors import UserError
 from matryoshka_st.files import write_json
 
 MANIFEST = "build.json"
-_OURS = re.compile(r"build-[0-9a-f]{16}|\.?build\.json(\.partial)?")
+_BUILD = re.compile(r"build-[0-9a-f]{16}")
+_MANIFESTS = (MANIFEST, f".{MANIFEST}.partial")
 
 
 class Build(NamedTuple):
@@ -62,7 +63,7 @@ def new_build(folder: Path, what: str, version: int) -> Iterator[Build]:
             ) from error
         raise
     for path in folder.iterdir():
-        if path.is_dir() and path != build.folder and _OURS.fullmatch(path.name):
+        if path != build.folder and _BUILD.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -79,7 +80,7 @@ def read_build(folder: Path, what: str, version: int) -> Build:
             f"{path} has schema version {facts.get('schema_version')!r}, this release reads {version}; build it anew."
         )
     name = str(facts.get("build"))
-    if not _OURS.fullmatch(name) or not (folder / name).is_dir():
+    if not _BUILD.fullmatch(name) or not (folder / name).is_dir():
         raise UserError(f"{path} names the subfolder {name!r}, which is not there; build it anew.")
     return Build(folder / name, facts)
 
@@ -94,11 +95,17 @@ def check_folder(folder: Path, what: str) -> None:
         raise UserError(f"{folder} is not a folder; give a new or an empty one.")
     if not folder.is_dir():
         return
-    others = sorted(path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name))
+    names = (path.name for path in folder.iterdir())
+    others = sorted(name for name in names if name not in _MANIFESTS and not _BUILD.fullmatch(name))
     if others:
         raise UserError(f"{folder} holds other files ({others[0]}); give a new or an empty folder.")
     if (folder / MANIFEST).exists():
         _manifest(folder, what)
+
+
+def is_built(path: Path) -> bool:
+    """Whether a path looks like a file of a build."""
+    return any(_BUILD.fullmatch(part) for part in path.parts)
 
 
 def _manifest(folder: Path, what: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, get_args
 from matryoshka_st.data.rows import Rows
 from matryoshka_st.data.sources import DOCSTRINGS, SUFFIXES, read_source
 from matryoshka_st.errors import UserError, did_you_mean
+from matryoshka_st.retrieval.builds import is_built
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ def read_passages(
     """Read all texts of a source, in the order of file names, then of lines.
 
     Args:
-        source: A file, a folder (searched with its subfolders, hidden ones left out) or ``docstrings``. Files ending
-            in .txt, .md or .rst are text; .jsonl, .parquet, .csv and .tsv are tables.
+        source: A file, a folder (searched with its subfolders, without hidden ones and indexes) or ``docstrings``.
+            Files ending in .txt, .md or .rst are text; .jsonl, .parquet, .csv and .tsv are tables.
         columns: Columns of the tables that make a text, joined by a space; default: ``text``, or the only one.
         unit: What of a text file is one text: ``paragraph`` (lines up to a blank one), ``line`` or ``file``.
         most: Read at most so many texts.
@@ -77,13 +78,15 @@ def _files(folder: Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in wanted
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in wanted and path.is_file() and not _is_hidden(path.relative_to(folder))
     )
     if not files:
         raise UserError(f"Folder {folder} holds no file that ends in {', '.join(wanted)}; give another folder.")
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return is_built(path) or any(part.startswith(".") for part in path.parts)
 
 
 def _file_passages(path: Path, name: str, columns: Sequence[str], unit: str) -> Iterator[Passage]:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_K = 5
 SHOWN_LINES = 3
+INDENT = "   "
 EXAMPLES = """examples:
   {prog} index docstrings --index output/docs --model bundled
   {prog} query output/docs "read a table from a file" -k 5"""
@@ -85,9 +86,8 @@ def _show(console: Console, rank: int, found: Found) -> None:
     _say(console, f"{rank}. {found.score:.4f}  {found.place}")
     width = min(119, shutil.get_terminal_size().columns)
     text = " ".join(found.text.split())
-    indents = {"initial_indent": "   ", "subsequent_indent": "   "}
-    lines = textwrap.wrap(text, width, max_lines=SHOWN_LINES, placeholder=" ...", **indents)
-    _say(console, "\n".join(lines))
+    lines = textwrap.wrap(text, width - len(INDENT), max_lines=SHOWN_LINES, placeholder=" ...")
+    _say(console, textwrap.indent("\n".join(lines), INDENT))
 
 
 def _work(index: TextIndex, shortlist: int) -> str:
@@ -96,12 +96,12 @@ def _work(index: TextIndex, shortlist: int) -> str:
     first, last = settings.dims
     ranked = f"{last} of {settings.width}" if last < settings.width else f"all {last}"
     if shortlist >= count:
-        return f"Shortlist: none, as {count} texts are no more than its length; {ranked} dims rank all of them."
+        return f"Dims: {ranked} rank every text, as {count} are no more than the shortlist of {shortlist}."
     cascade = count_operations(count, settings.dims, [shortlist], settings.precision).total
-    times = count_operations(count, (last, last), [0], settings.precision).total / cascade
+    times = count * last / cascade
     return (
-        f"Shortlist: the first {first} of {settings.width} dims find {shortlist} of {count} texts; {ranked} dims rank "
-        f"those ({times:.1f} times fewer operations than to rank every text)."
+        f"Dims: the first {first} of {settings.width} find {shortlist} of {count} texts, {ranked} rank those "
+        f"({times:.1f} times fewer operations than to rank every text)."
     )
 
 

@@ -18,6 +18,7 @@ from matryoshka_st.retrieval.adaptive import AdaptiveRetriever
 from matryoshka_st.retrieval.builds import Build, check_folder, new_build, read_build
 from matryoshka_st.retrieval.passages import Passage
 from matryoshka_st.retrieval.settings import Settings
+from matryoshka_st.retrieval.shortlist import require_faiss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -48,14 +49,14 @@ class TextIndex:
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Open an index; nothing is loaded but the texts and the first prefix of their vectors.
+        """Open an index; nothing is read but the texts and the first prefix of their vectors, no checksum compared.
 
         Raises:
             OptionalDependencyError: If faiss is not installed.
             UserError: If there is none, or one of its files is not whole.
         """
         build = read_build(Path(folder), FORMAT, SCHEMA_VERSION)
-        retriever = AdaptiveRetriever.load(build.folder / VECTORS)
+        retriever = AdaptiveRetriever.load(build.folder / VECTORS, verify=False)
         path = build.folder / TEXTS
         try:
             texts = pq.read_table(path, memory_map=True)
@@ -143,6 +144,7 @@ def index_texts(
         OptionalDependencyError: If faiss is not installed.
         UserError: If the folder, the model, a dim or a vector will not do.
     """
+    require_faiss()
     check_folder(Path(folder), FORMAT)
     model = load_model(model_name, device=device)
     dims = _choose_dims(model, shortlist_dim, rerank_dim)

@@ -72,14 +72,11 @@ def test_the_dims_and_the_work_are_shown(run: Run, tiny_model_path: Path, tmp_pa
     words = ["--model", tiny_model_path, "--unit", "line", "--shortlist-dim", 8]
     shown = run("index", tmp_path / "texts.txt", "--index", tmp_path / "index", *words)
     assert f"Indexed 100 texts of {tmp_path / 'texts.txt'}: {tmp_path / 'index'}" in shown
-    assert "Shortlist: none, as 100 texts are no more than its length; all 32 dims rank all of them." in shown
+    assert "Dims: all 32 rank every text, as 100 are no more than the shortlist of 200." in shown
     shown = run("query", tmp_path / "index", "text number 7", "--shortlist", 10)
     assert shown.splitlines()[0] == "1. 1.0000  texts.txt:8"
     assert shown.count("\n   ") == 5
-    assert (
-        "Shortlist: the first 8 of 32 dims find 10 of 100 texts; all 32 dims rank those (2.9 times fewer operations"
-        in shown
-    )
+    assert "Dims: the first 8 of 32 find 10 of 100 texts, all 32 rank those (2.9 times fewer operations than" in shown
 
 
 def test_words_without_quotes_are_one_query(run: Run, index: Path) -> None:
@@ -110,6 +107,12 @@ def test_what_is_read_of_a_folder(notes: Path) -> None:
     tables = ["c.jsonl:1", "c.jsonl:3", "d.parquet:1", "d.parquet:3"]
     assert places == ["a.md:1", "a.md:3", "a.md:7", *tables, "more/b.txt:2"]
     assert len(read_passages(str(notes), most=2)) == 2
+
+
+def test_an_index_among_the_texts_is_no_text(run: Run, notes: Path, tiny_model_path: Path) -> None:
+    for _ in range(2):
+        run("index", notes, "--index", notes / "index", "--model", tiny_model_path)
+        assert len(TextIndex.load(notes / "index")) == 8
 
 
 def test_columns_make_a_text(tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ def test_dims_are_those_of_the_model(run: Run, notes: Path, tiny_model: Sentence
     run(*words)
     assert TextIndex.load(tmp_path / "index").retriever.settings.dims == (8, 32)
     run(*words, "--shortlist-dim", 8, "--rerank-dim", 16)
-    assert "16 of 32 dims rank those" in run("query", tmp_path / "index", "Apples", "--shortlist", 5)
+    assert "16 of 32 rank those" in run("query", tmp_path / "index", "Apples", "--shortlist", 5)
 
 
 @pytest.mark.parametrize(

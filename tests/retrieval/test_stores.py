@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from matryoshka_st.errors import OptionalDependencyError, UserError
-from matryoshka_st.retrieval import FunnelRetriever
+from matryoshka_st.retrieval import FunnelRetriever, stores
 from matryoshka_st.retrieval.stores import DuckDBStore, LanceDBStore, QdrantStore, UsearchStore
 
+README = Path(stores.__file__).with_name("README.md")
 COUNT, WIDTH, QUERIES = 5_000, 96, 12
 ROUNDING = 2e-6
 REASON = "{} is not installed (pip install 'matryoshka-st[stores]')"
@@ -88,13 +90,17 @@ def store_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
 @pytest.fixture(scope="module")
 def documents() -> np.ndarray:
     """Vectors whose first coordinates carry most, of any length."""
-    return (np.random.default_rng(10).normal(size=(COUNT, WIDTH)) / np.sqrt(np.arange(1, WIDTH + 1))).astype(np.float32)
+    return _falling(10, COUNT)
 
 
 @pytest.fixture(scope="module")
 def queries(documents: np.ndarray) -> np.ndarray:
-    noise = np.random.default_rng(11).normal(size=(QUERIES, WIDTH)) / np.sqrt(np.arange(1, WIDTH + 1))
-    return (documents[:QUERIES] + noise).astype(np.float32)
+    return documents[:QUERIES] + _falling(11, QUERIES)
+
+
+def _falling(seed: int, count: int) -> np.ndarray:
+    normal = np.random.default_rng(seed).normal(size=(count, WIDTH))
+    return (normal / np.sqrt(np.arange(1, WIDTH + 1))).astype(np.float32)
 
 
 def oracle(
@@ -271,6 +277,17 @@ def test_foreign_tables(documents: np.ndarray, tmp_path: Path) -> None:
         DuckDBStore.load(connection, "people")
 
 
+def test_duckdb_stays_in_the_schema_in_use(documents: np.ndarray) -> None:
+    duckdb = pytest.importorskip("duckdb", reason=REASON.format("duckdb"))
+    connection = duckdb.connect()
+    connection.execute("CREATE SCHEMA archive; USE archive")
+    DuckDBStore.build(connection, 'the "docs"', documents[:50], dims=[16, WIDTH])
+    assert DuckDBStore.load(connection, 'the "docs"').search(documents[3:4], 1).ids.tolist() == [[3]]
+    connection.execute("USE main")
+    with pytest.raises(UserError, match="DuckDB has no table"):
+        DuckDBStore.load(connection, 'the "docs"')
+
+
 def test_duckdb_sees_what_others_write(documents: np.ndarray, tmp_path: Path) -> None:
     kind = _duckdb(tmp_path)
     store = kind.build(documents[:50], dims=[16, WIDTH])
@@ -297,3 +314,11 @@ def test_a_missing_package_is_named(documents: np.ndarray, tmp_path: Path, monke
         UsearchStore.build(tmp_path / "docs", documents, dims=[16, WIDTH])
     with pytest.raises(OptionalDependencyError, match=r"pip install 'matryoshka-st\[stores\]'"):
         QdrantStore.load(None, "docs")  # type: ignore[arg-type]
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in STORES:
+        pytest.importorskip({"qdrant": "qdrant_client"}.get(package, package), reason=REASON.format(package))
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    exec(compile(block, str(README), "exec"), {})  # noqa: S102

@@ -14,6 +14,7 @@ from matryoshka_st.retrieval.cascade import Hits
 from matryoshka_st.retrieval.ids import GivenIds, Ids, check_ids
 from matryoshka_st.retrieval.rerank import Scores
 from matryoshka_st.retrieval.settings import Settings
+from matryoshka_st.retrieval.shortlist import Positions
 from matryoshka_st.retrieval.vectors import Vectors, check_vectors, prefix
 
 WRITE_ROWS = 10_000
@@ -136,7 +137,7 @@ def stored_dims(sizes: Mapping[str, int], what: str) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def rank_rows(queries: Sequence[Vectors], vectors: Vectors, keep: Sequence[int]) -> tuple[list[int], Scores]:
+def rank_rows(queries: Sequence[Vectors], vectors: Vectors, keep: Sequence[int]) -> tuple[Positions, Scores]:
     """Rank candidates by rising dims.
 
     Args:
@@ -147,7 +148,7 @@ def rank_rows(queries: Sequence[Vectors], vectors: Vectors, keep: Sequence[int])
     Returns:
         Positions of the best candidates and their cosines at the last dim, best first.
     """
-    chosen = np.arange(len(vectors))
+    chosen: Positions = np.arange(len(vectors))
     scores = np.empty(0, dtype=np.float32)
     for query, kept in zip(queries, keep, strict=True):
         products = prefix(vectors[chosen], len(query), "cosine") @ query

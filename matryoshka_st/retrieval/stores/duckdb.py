@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
+INCOMING = "matryoshka_st_incoming"
+
+
 class DuckDBStore(Store):
     """A table of DuckDB.
 
     Args:
-        connection: From ``duckdb.connect(file)``.
+        connection: From ``duckdb.connect(file)``; a ``cursor()`` of it for each thread.
         table: Its name, in the current schema.
         settings: Of the cascade.
     """
@@ -68,9 +71,11 @@ class DuckDBStore(Store):
             raise UserError(f"DuckDB holds a table {table!r} already; give another name, or drop it first.")
         dims = rows.settings.dims
         reader = pa.RecordBatchReader.from_batches(arrow_schema(rows, dims), arrow_batches(rows, dims))
-        with connection.cursor() as cursor:
-            cursor.register("incoming", reader)
-            cursor.execute(f"CREATE TABLE {_quoted(table)} AS SELECT * FROM incoming")
+        connection.register(INCOMING, reader)
+        try:
+            connection.execute(f"CREATE TABLE {_quoted(table)} AS SELECT * FROM {INCOMING}")
+        finally:
+            connection.unregister(INCOMING)
         return cls(connection, table, rows.settings)
 
     @classmethod
@@ -84,7 +89,7 @@ class DuckDBStore(Store):
         """
         columns = _columns(connection, table)
         if not columns:
-            names = connection.cursor().execute("SELECT table_name FROM duckdb_tables()").fetchall()
+            names = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
             found = ", ".join(repr(name) for (name,) in names) or "none"
             raise UserError(f"DuckDB has no table {table!r} (it has {found}); make it with build.")
         sizes = {name: int(kind[6:-1]) for name, kind in columns.items() if kind.startswith("FLOAT[") and kind[6:-1]}
@@ -92,17 +97,16 @@ class DuckDBStore(Store):
         return cls(connection, table, Settings.of(dims[-1], dims, shortlists))
 
     def __len__(self) -> int:
-        counted = self.connection.cursor().execute(f"SELECT count(*) FROM {_quoted(self.table)}").fetchall()
+        counted = self.connection.execute(f"SELECT count(*) FROM {_quoted(self.table)}").fetchall()
         return int(counted[0][0])
 
     def _search(self, prefixes: Sequence[Vectors], keep: Sequence[int]) -> Iterator[tuple[Ids, Scores]]:
         sql = cascade_sql(self.table, self.settings.dims)
         lengths = {f"keep_{dim}": count for dim, count in zip(self.settings.dims, keep, strict=True)}
-        with self.connection.cursor() as cursor:
-            for query in zip(*prefixes, strict=True):
-                vectors = {f"query_{dim}": vector for dim, vector in zip(self.settings.dims, query, strict=True)}
-                found = cursor.execute(sql, vectors | lengths).fetchnumpy()
-                yield np.array(found["id"].tolist()), found["score"]
+        for query in zip(*prefixes, strict=True):
+            vectors = {f"query_{dim}": vector for dim, vector in zip(self.settings.dims, query, strict=True)}
+            found = self.connection.execute(sql, vectors | lengths).fetchnumpy()
+            yield np.array(found["id"].tolist()), found["score"]
 
 
 def cascade_sql(table: str, dims: Sequence[int]) -> str:
@@ -129,7 +133,7 @@ def _columns(connection: DuckDBPyConnection, table: str) -> dict[str, str]:
         "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ? AND schema_name = current_schema() "
         "AND database_name = current_database()"
     )
-    return dict(connection.cursor().execute(sql, [table]).fetchall())
+    return dict(connection.execute(sql, [table]).fetchall())
 
 
 def _quoted(name: str) -> str:
