@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -66,7 +67,8 @@ class Case(NamedTuple):
     reporting: tuple[Vectors, Judged]
 
 
-class Way(NamedTuple):
+@dataclass(frozen=True)
+class Way:
     """A kind of shortlist."""
 
     index: str

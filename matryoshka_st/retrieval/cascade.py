@@ -122,9 +122,15 @@ class Cascade:
         """Operations of one query in theory.
 
         Args:
-            visited: Vectors that a graph compares with the query; default: all.
+            visited: Vectors that the first stage compares with the query, as ``tune`` measures them for a graph;
+                a flat one compares all.
+
+        Raises:
+            UserError: If the shortlist is a graph and ``visited`` is not given.
         """
         shown = self.settings
+        if shown.index == "hnsw" and visited is None:
+            raise UserError("What a graph costs depends on how far it walks; pass visited, or see what tune measures.")
         return count_operations(len(self), shown.dims, shown.shortlists, shown.precision, visited=visited)
 
     def add(self, vectors: ArrayLike, ids: GivenIds | None = None) -> None:

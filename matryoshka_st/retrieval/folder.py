@@ -7,13 +7,14 @@ that is killed at any moment leaves the manifest before it and the files which t
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,13 +69,12 @@ def write_index(
     token = secrets.token_hex(8)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = {"ids": _write(folder / f"ids-{token}.npy", lambda file: _write_array(file, ids))}
+        written = {"ids": _write(folder / f"ids-{token}.npy", _array_blocks(ids))}
         if shortlist.alive is not None:
-            nodes = shortlist.alive
-            written["nodes"] = _write(folder / f"nodes-{token}.npy", lambda file: _write_array(file, nodes))
+            written["nodes"] = _write(folder / f"nodes-{token}.npy", _array_blocks(shortlist.alive))
         for stage, dim in zip(stages, settings.dims[1:], strict=True):
             name = f"vectors_{dim}"
-            written[name] = _write(folder / f"{name}-{token}.npy", lambda file, s=stage: _write_rows(file, s, rows))
+            written[name] = _write(folder / f"{name}-{token}.npy", _row_blocks(stage, rows))
         written["shortlist"] = _write_shortlist(folder / f"shortlist-{token}.faiss", shortlist)
         manifest = {
             "format": FORMAT,
@@ -169,26 +169,15 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is not a folder; give a new or an empty folder.")
 
 
-class _Hashed:
-    """A file that takes its checksum while it is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.size, self.digest = 0, hashlib.sha256()
-
-    def write(self, content: bytes | memoryview) -> int:
-        self.size += len(content)
-        self.digest.update(content)
-        return self._file.write(content)
-
-
-def _write(path: Path, write: Callable[[_Hashed], None]) -> dict[str, Any]:
+def _write(path: Path, blocks: Iterator[bytes]) -> dict[str, Any]:
+    size, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
-        hashed = _Hashed(file)
-        write(hashed)
+        for block in blocks:
+            size += file.write(block)
+            digest.update(block)
         file.flush()
         os.fsync(file.fileno())
-    return {"name": path.name, "bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
+    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def _write_shortlist(path: Path, shortlist: Shortlist) -> dict[str, Any]:
@@ -198,26 +187,27 @@ def _write_shortlist(path: Path, shortlist: Shortlist) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _write_array(file: Any, array: np.ndarray[Any, Any]) -> None:
-    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+def _array_blocks(array: np.ndarray[Any, Any]) -> Iterator[bytes]:
+    yield _npy_header(array.dtype, array.shape)
+    yield array.tobytes()
 
 
-def _write_rows(file: Any, stage: Rows, rows: Positions | None) -> None:
-    count, dim = len(stage) if rows is None else len(rows), stage.base.shape[1]
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
-    np.lib.format.write_array_header_1_0(file, header)
-    for block in _blocks(stage, rows, count):
-        file.write(block.tobytes())
+def _row_blocks(stage: Rows, rows: Positions | None) -> Iterator[bytes]:
+    wanted = np.arange(len(stage)) if rows is None else rows
+    yield _npy_header(stage.base.dtype, (len(wanted), stage.base.shape[1]))
+    for start in range(0, len(wanted), BLOCK):
+        yield stage.take(wanted[start : start + BLOCK]).tobytes()
 
 
-def _blocks(stage: Rows, rows: Positions | None, count: int) -> Iterator[Vectors]:
-    for start in range(0, count, BLOCK):
-        stop = min(start + BLOCK, count)
-        yield stage.take(np.arange(start, stop) if rows is None else rows[start:stop])
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 def _checked(folder: Path, entry: dict[str, Any], verify: bool) -> Path:
-    path, size = folder / entry["name"], entry["bytes"]
+    path, size = folder / str(entry["name"]), entry["bytes"]
     if path.parent != folder or _OURS.fullmatch(path.name) is None:
         raise UserError(f"{folder / MANIFEST} names the file {entry['name']!r}, which no index has; build it anew.")
     if not path.is_file():

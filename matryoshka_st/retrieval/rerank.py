@@ -103,7 +103,8 @@ class Rows:
             best = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
             scores, positions = np.hstack([scores, best[0]]), np.hstack([positions, best[1] + start])
             columns = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            scores, positions = (np.take_along_axis(array, columns, axis=1) for array in (scores, positions))
+            scores = np.take_along_axis(scores, columns, axis=1)
+            positions = np.take_along_axis(positions, columns, axis=1)
         return scores, positions
 
 

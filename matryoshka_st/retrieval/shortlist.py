@@ -73,7 +73,8 @@ class Shortlist:
     @property
     def needs_rebuild(self) -> bool:
         """Whether so many nodes of a graph are removed that it should be built anew."""
-        return self.index.ntotal - len(self) > _DEAD * self.index.ntotal
+        nodes = int(self.index.ntotal)
+        return nodes - len(self) > _DEAD * nodes
 
     @property
     def ram_bytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matryoshka_st.errors import UserError
@@ -61,6 +61,7 @@ def test_a_graph_with_many_gaps_is_built_anew_and_forgets_them() -> None:
     np.testing.assert_array_equal(retriever.search(asked, 10).ids, fresh.search(asked, 10).ids)
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 15)), min_size=1, max_size=8), st.randoms(use_true_random=False)
 )

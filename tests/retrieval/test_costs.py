@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from matryoshka_st.retrieval import FunnelRetriever, Operations, count_operations
+from matryoshka_st.errors import UserError
+from matryoshka_st.retrieval import AdaptiveRetriever, FunnelRetriever, Operations, count_operations
 from tests.retrieval.oracle import corpus
 
 
@@ -33,3 +34,7 @@ def test_a_retriever_counts_its_own() -> None:
     funnel = FunnelRetriever.build(corpus()[0], dims=[6, 12, 48], shortlists=[100, 30], precision="binary")
     assert funnel.operations() == Operations(100 * 12 + 30 * 48, 400)
     assert funnel.operations().total == 100 * 12 + 30 * 48 + 400
+    graph = AdaptiveRetriever.build(corpus()[0], shortlist_dim=12, shortlist=30, index="hnsw")
+    assert graph.operations(visited=90) == Operations(90 * 12 + 30 * 48, 0)
+    with pytest.raises(UserError, match=r"What a graph costs depends on how far it walks; pass visited, or see what"):
+        graph.operations()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -101,6 +101,7 @@ def test_exact_after_adding_deleting_and_across_blocks(monkeypatch: pytest.Monke
     np.testing.assert_array_equal(retriever.search(asked, 20).ids, left[exact(documents[left], asked, 20)[0]])
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     documents=hnp.arrays(np.int8, st.tuples(st.integers(1, 40), st.just(4)), elements=st.integers(-2, 2)),
     queries=hnp.arrays(np.int8, st.tuples(st.integers(1, 25), st.just(4)), elements=st.integers(-2, 2)),
@@ -115,6 +116,7 @@ def test_ties_of_the_whole_corpus_are_those_of_faiss(documents: np.ndarray, quer
     np.testing.assert_array_equal(hits.scores, scores)
 
 
+@settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(10, 60), precision=st.sampled_from(PRECISIONS))
 def test_a_longer_shortlist_never_scores_lower(seed: int, length: int, precision: str) -> None:
     documents, asked = corpus(60, 16, 4, seed)
