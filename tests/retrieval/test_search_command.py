@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +156,24 @@ def test_an_index_stays_usable_when_building_the_next_fails(
     with pytest.raises(UserError, match="Document vector 0 of 8 holds NaN"):
         run("index", notes, "--index", index, "--model", broken)
     assert run("query", index, "Apples are red.") == before
+    assert len(list(index.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_an_index_stays_usable_when_building_the_next_is_killed(
+    run: Run, index: Path, notes: Path, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    before = run("query", index, "Apples are red.")
+    (tmp_path / "many.txt").write_text("\n".join(f"text number {i}" for i in range(200_000)))
+    words = ["index", tmp_path / "many.txt", "--unit", "line", "--index", index, "--model", tiny_model_path]
+    process = subprocess.Popen([sys.executable, "-m", "matryoshka_st", "search", *map(str, words)])
+    while len(list(index.glob("build-*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert run("query", index, "Apples are red.") == before
+    run("index", notes, "--index", index, "--model", tiny_model_path)
     assert len(list(index.iterdir())) == 2
 
 

@@ -24,8 +24,8 @@ DEFAULT_SHORTLISTS = (200,)
 class Store(ABC):
     """Vectors in somebody's store, searched with few dims first, as :class:`~matryoshka_st.retrieval.FunnelRetriever`.
 
-    Each store holds ids and one unit vector per dim of the cascade, called ``dim_64``, ``dim_384`` and so on. Scores
-    are cosines. What stands in the store is the truth: rows that others add or delete there are found, or not.
+    Each store holds ids and unit vectors of the first dim and of the last, called ``dim_64`` and ``dim_384`` or the
+    like, some also those of the dims in between. Scores are cosines.
 
     Args:
         settings: Of the cascade; its last dim is the whole width.
