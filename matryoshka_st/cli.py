@@ -102,6 +102,16 @@ def report(context: typer.Context) -> None:
     run(context.args, prog="matryoshka-st report")
 
 
+@app.command(context_settings=PASS_THROUGH)
+def search(context: typer.Context) -> None:
+    """Index a folder of texts, then query it: few dims find candidates, all dims rank them (search --help)."""
+    from matryoshka_st.retrieval.search_command import main as run
+    from matryoshka_st.training.run import quiet_logging
+
+    quiet_logging()
+    run(context.args, prog="matryoshka-st search")
+
+
 @app.command()
 def rotate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'bundled'.")],

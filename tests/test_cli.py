@@ -34,10 +34,12 @@ def test_the_commands(run: Run) -> None:
     code, text, _ = run("--help")
     assert code == 0
     commands = [line.split()[0] for line in text.split("Commands:")[1].splitlines() if line.strip()]
-    assert commands == ["quickstart", "train", "check", "eval", "compare", "report", "rotate", "verify"]
+    assert commands == ["quickstart", "train", "check", "eval", "compare", "report", "search", "rotate", "verify"]
 
 
-@pytest.mark.parametrize("command", ["quickstart", "train", "check", "eval", "compare", "report", "rotate", "verify"])
+@pytest.mark.parametrize(
+    "command", ["quickstart", "train", "check", "eval", "compare", "report", "search", "rotate", "verify"]
+)
 def test_each_command_explains_itself(run: Run, command: str) -> None:
     code, text, _ = run(command, "--help")
     assert code == 0
@@ -71,6 +73,9 @@ def test_each_command_explains_itself(run: Run, command: str) -> None:
         (["report", "nowhere"], "The results folder 'nowhere' does not exist;"),
         (["report", "nowhere", "--titel", "x"], "Unknown argument '--titel'; did you mean '--title'?"),
         (["rotate", "bundled", "--texts", "nowhere.txt", "--output", "x"], "nowhere.txt cannot be read as text"),
+        (["search", "quer"], "search has no command 'quer'; did you mean 'query'?; use index or query."),
+        (["search", "index", "nowhere", "--index", "x"], "'nowhere' does not exist; give a file,"),
+        (["search", "query", "nowhere", "x"], "There is no text index in nowhere"),
         (["verify", "nowhere"], "nowhere"),
         (["quickstart", "--test-queries", "3"], "test_queries is 3; give 10 or more."),
     ],
