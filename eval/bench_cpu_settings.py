@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from bench_training import Clock
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from matryoshka_st.data import load_pairs
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.files import write_json
 from matryoshka_st.models import load_model
+from matryoshka_st.training.clock import Clock
 from matryoshka_st.training.loss import build_loss
 from matryoshka_st.training.prepare import set_dropout
 from matryoshka_st.training.recipe import parse_recipe

@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,31 +25,17 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 from matryoshka_st.data import load_pairs
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.files import write_json
 from matryoshka_st.losses import CachedMatryoshkaContrastiveLoss, MatryoshkaContrastiveLoss
 from matryoshka_st.models import load_model
+from matryoshka_st.training.clock import Clock
 
 DIMS = [384, 256, 128, 64, 32]
 OURS, THEIRS = "matryoshka-st", "sentence-transformers"
-
-
-class Clock(TrainerCallback):
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Start the step's clock."""
-        self._start = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Stop it."""
-        self.seconds.append(time.perf_counter() - self._start)
 
 
 def make_model(given: argparse.Namespace) -> SentenceTransformer:

@@ -122,7 +122,7 @@ class CombinedLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments, as JSON-able values, for the model card."""
         return {
-            "losses": {name: _described(loss) for name, loss in self._by_name().items()},
+            "losses": {name: described(loss) for name, loss in self._by_name().items()},
             "weights": self.weights,
             "mini_batch_size": self.mini_batch_size,
             "mini_batch_num_tokens": self.mini_batch_num_tokens,
@@ -140,7 +140,8 @@ def _takes_embeddings(loss: nn.Module) -> bool:
     return compute is not None and "labels" in inspect.signature(compute).parameters
 
 
-def _described(loss: Any) -> dict[str, Any]:
+def described(loss: Any) -> dict[str, Any]:
+    """A loss's class and arguments, for the model card."""
     config = loss.get_config_dict() if hasattr(loss, "get_config_dict") else {}
     return {"class": type(loss).__name__, **config}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.losses.beside import guide_embeddings
+from matryoshka_st.losses.combined import described
 from matryoshka_st.losses.terms import LossTerms
 
 
@@ -65,11 +66,7 @@ class TaughtLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments, as JSON-able values, for the model card."""
-        config = self.loss.get_config_dict() if hasattr(self.loss, "get_config_dict") else {}
-        return {
-            "teacher": self.teacher.model_card_data.base_model,
-            "loss": {"class": type(self.loss).__name__, **config},
-        }
+        return {"teacher": self.teacher.model_card_data.base_model, "loss": described(self.loss)}
 
     @property
     def citation(self) -> str:
