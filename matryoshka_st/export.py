@@ -8,14 +8,13 @@ sentence-transformers itself never writes these keys.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matryoshka_st.card import drop_training_rows, prepare_card, write_dims_section
 from matryoshka_st.errors import UserError
+from matryoshka_st.files import whole_folder
 from matryoshka_st.models import embedding_width
 from matryoshka_st.nesting import MatryoshkaDims
 
@@ -88,9 +87,8 @@ def save_model(
 ) -> Path:
     """Write the model: dims declared, safetensors weights, a card with a section on dims; whole or not at all.
 
-    The folder is written under a temporary name beside the target, flushed to disk, and renamed into place. A model
-    that was there before stays complete until then; a process killed between the two renames of that moment leaves it
-    beside the target as ``.NAME.previous``.
+    A model that was there before stays complete until the new one is
+    (:func:`~matryoshka_st.files.whole_folder`).
 
     Args:
         model: A model at its full width. Its dims are declared, and unless ``card_samples`` its card data loses the
@@ -115,28 +113,25 @@ def save_model(
     prepare_card(model)
     if not card_samples:
         drop_training_rows(model)
-    partial = target.with_name(f".{target.name}.partial")
-    _remove(partial)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(target) as partial:
         model.save_pretrained(str(partial), safe_serialization=True)
         name = model.model_card_data.model_id or target.name
         write_dims_section(partial, declared, name=name, scores=scores, metric=metric)
-        _flush(partial)
-        _move_into_place(partial, target)
-    finally:
-        _remove(partial)
     return Path(folder)
 
 
-def check_target(folder: Path) -> None:
+def check_target(folder: Path, model_file: str = "modules.json") -> None:
     """Refuse to write a model over something that is not one.
 
+    Args:
+        folder: Where the model is to be.
+        model_file: The file by which a model of its kind is known.
+
     Raises:
-        UserError: If the path is a file, or a folder that holds anything but a sentence-transformers model.
+        UserError: If the path is a file, or a folder that holds anything but a model.
     """
     if folder.is_dir():
-        if any(folder.iterdir()) and not (folder / "modules.json").is_file():
+        if any(folder.iterdir()) and not (folder / model_file).is_file():
             raise UserError(f"{folder} is not empty and holds no model to replace; give a new or an empty folder.")
     elif folder.exists():
         raise UserError(f"{folder} is not a folder; give a new or an empty folder.")
@@ -174,37 +169,3 @@ def _check_model(model: SentenceTransformer) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"The weights {name!r} are not finite; save an earlier checkpoint instead.")
-
-
-def _flush(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _move_into_place(new: Path, target: Path) -> None:
-    """Rename, keeping the previous folder beside the target until the new one stands there."""
-    previous = target.with_name(f".{target.name}.previous")
-    if target.exists():
-        _remove(previous)
-        target.rename(previous)
-    try:
-        new.rename(target)
-    except OSError:
-        if previous.exists():
-            previous.rename(target)
-        raise
-    _fsync(target.parent)
-    _remove(previous)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

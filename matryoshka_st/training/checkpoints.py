@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 # written by the trainer after weights, optimizer and RNG state
 MARKER = "trainer_state.json"
-REQUIRED = ("optimizer.pt", "scheduler.pt", "modules.json")
+REQUIRED = ("optimizer.pt", "scheduler.pt")
+MODEL_FILE = "modules.json"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -24,18 +25,23 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
-def newest_complete(folder: Path) -> Path | None:
+def newest_complete(folder: Path, model_file: str = MODEL_FILE) -> Path | None:
     """The newest checkpoint that can be resumed from; skipped ones are named in the log."""
     for checkpoint in checkpoints(folder):
-        reason = incomplete(checkpoint)
+        reason = incomplete(checkpoint, model_file)
         if reason is None:
             return checkpoint
         logger.warning("Skipping checkpoint %s: %s.", checkpoint, reason)
     return None
 
 
-def incomplete(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from, or ``None`` if it can."""
+def incomplete(checkpoint: Path, model_file: str = MODEL_FILE) -> str | None:
+    """Why a checkpoint cannot be resumed from, or ``None`` if it can.
+
+    Args:
+        checkpoint: Its folder.
+        model_file: The file that a model of its kind has beside its weights.
+    """
     try:
         json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -43,7 +49,7 @@ def incomplete(checkpoint: Path) -> str | None:
     # under FSDP weights and optimizer are folders of shards
     if list(checkpoint.glob("*fsdp*")):
         return None
-    missing = [name for name in REQUIRED if not (checkpoint / name).is_file()]
+    missing = [name for name in (*REQUIRED, model_file) if not (checkpoint / name).is_file()]
     if missing:
         return f"{missing[0]} is missing"
     weights = list(checkpoint.rglob("*.safetensors"))
@@ -63,7 +69,7 @@ def set_aside(folder: Path) -> Path | None:
     return kept
 
 
-def checkpoint_at(path: Path) -> Path:
+def checkpoint_at(path: Path, model_file: str = MODEL_FILE) -> Path:
     """A checkpoint that the user named.
 
     Raises:
@@ -71,7 +77,7 @@ def checkpoint_at(path: Path) -> Path:
     """
     if not path.is_dir():
         raise UserError(f"Checkpoint {path} does not exist; give a checkpoint-N folder, 'auto' or 'never'.")
-    reason = incomplete(path)
+    reason = incomplete(path, model_file)
     if reason is not None:
         raise UserError(f"Checkpoint {path} cannot be resumed: {reason}; give an older one or --resume auto.")
     return path

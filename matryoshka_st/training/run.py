@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,7 +15,6 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from matryoshka_st.card import drop_training_rows
-from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
 from matryoshka_st.evaluation.report.curves import Curve
 from matryoshka_st.evaluation.report.figures import scores_drawing
@@ -25,26 +23,15 @@ from matryoshka_st.files import write_whole
 from matryoshka_st.models import load_model, resolve_model
 from matryoshka_st.training.arguments import Recipe
 from matryoshka_st.training.average import average_with
-from matryoshka_st.training.checkpoints import checkpoint_at, newest_complete, set_aside
 from matryoshka_st.training.lora import merge_lora
 from matryoshka_st.training.loss import build_loss
 from matryoshka_st.training.prepare import dry_run, prepare, score
 from matryoshka_st.training.recipe import as_yaml, parse_recipe
+from matryoshka_st.training.resume import resume_point
 from matryoshka_st.training.summary import Scores, table, verdict, write_metrics
 from matryoshka_st.training.trainer import MatryoshkaTrainer
 
 logger = logging.getLogger(__name__)
-
-# keys of run_config.yaml that may differ when a run is resumed
-FREE_TO_CHANGE = {
-    "output_dir",
-    "card_samples",
-    "report_to",
-    "run_name",
-    "logging_steps",
-    "save_total_limit",
-    "disable_tqdm",
-}
 
 
 def main(argv: Sequence[str], prog: str = "finetune.py") -> None:
@@ -78,7 +65,7 @@ def train(recipe: Recipe) -> Scores:
         UserError: If the recipe cannot be run, or the loss is not finite.
     """
     state = PartialState()
-    resume_from = _resume_point(recipe)
+    resume_from = resume_point(recipe.run.resume, recipe.folder, as_yaml(recipe))
     prepared, before = prepare(recipe)
     if state.is_main_process:
         write_whole(recipe.folder / "run_config.yaml", yaml.safe_dump(as_yaml(recipe), sort_keys=False))
@@ -102,38 +89,6 @@ def train(recipe: Recipe) -> Scores:
         _write_results(recipe, trained, prepared.dims, scores, trainer.state.log_history)
     state.wait_for_everyone()
     return scores
-
-
-def _resume_point(recipe: Recipe) -> Path | None:
-    if recipe.run.resume not in ("auto", "never"):
-        return checkpoint_at(Path(recipe.run.resume))
-    if recipe.run.resume == "never":
-        with PartialState().main_process_first():
-            kept = set_aside(recipe.checkpoints)
-        if kept:
-            logger.info("Set the checkpoints of an earlier run aside in %s.", kept)
-        return None
-    checkpoint = newest_complete(recipe.checkpoints)
-    if checkpoint is not None:
-        _require_same_run(recipe)
-        logger.info("Going on from %s.", checkpoint)
-    return checkpoint
-
-
-def _require_same_run(recipe: Recipe) -> None:
-    path = recipe.folder / "run_config.yaml"
-    try:
-        earlier = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError):
-        earlier = {}
-    now = as_yaml(recipe)
-    keys = sorted((earlier.keys() | now.keys()) - FREE_TO_CHANGE)
-    changed = [key for key in keys if earlier.get(key) != now.get(key)]
-    if changed:
-        raise UserError(
-            f"{recipe.folder} holds checkpoints of another run ({changed[0]} was {earlier.get(changed[0])!r}, is "
-            f"{now.get(changed[0])!r}); use another --output_dir, or --resume never to set them aside."
-        )
 
 
 def _saved_by(trainer: MatryoshkaTrainer, recipe: Recipe) -> SentenceTransformer:

@@ -1,4 +1,4 @@
-"""Sentence-transformers' trainer: it stops at what is not finite, never saves it, and tells the loss how far it is."""
+"""Trainers that stop at what is not finite and never save it: transformers' own, and sentence-transformers'."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor, nn
+from transformers import Trainer
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.losses import WeightSchedule
 
 
-class MatryoshkaTrainer(SentenceTransformerTrainer):
-    """A ``SentenceTransformerTrainer`` that raises on a non-finite loss and refuses to write non-finite weights.
+class GuardedTrainer(Trainer):
+    """A ``Trainer`` that raises on a non-finite loss and refuses to write non-finite weights.
 
     The host logs a NaN loss as 0 and trains on (``logging_nan_inf_filter``), ending "successfully" with NaN weights.
     The check reads one number per step back from the device.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if isinstance(self.loss, nn.Module):
-            self.add_callback(WeightSchedule(self.loss))
+    model: Any
 
     def compute_loss(
         self,
@@ -54,3 +52,12 @@ class MatryoshkaTrainer(SentenceTransformerTrainer):
                     "go on from an earlier checkpoint with a lower learning rate, or bf16 instead of fp16."
                 )
         super()._save(output_dir, state_dict)
+
+
+class MatryoshkaTrainer(GuardedTrainer, SentenceTransformerTrainer):
+    """A guarded ``SentenceTransformerTrainer`` that tells the loss how far the run is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.loss, nn.Module):
+            self.add_callback(WeightSchedule(self.loss))
