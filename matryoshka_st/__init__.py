@@ -8,10 +8,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AdaptiveClassifier": "matryoshka_st.adaptive",
     "CachedMatryoshkaContrastiveLoss": "matryoshka_st.losses",
     "CombinedLoss": "matryoshka_st.losses",
+    "LabelHead": "matryoshka_st.label_head",
+    "MatryoshkaClassificationLoss": "matryoshka_st.losses",
     "MatryoshkaContrastiveLoss": "matryoshka_st.losses",
     "MatryoshkaDims": "matryoshka_st.nesting",
+    "MatryoshkaLinear": "matryoshka_st.losses",
     "SpreadOutLoss": "matryoshka_st.losses",
     "TeacherDistillLoss": "matryoshka_st.losses",
     "UserError": "matryoshka_st.errors",

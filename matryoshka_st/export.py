@@ -8,7 +8,7 @@ sentence-transformers itself never writes these keys.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ def save_model(
     scores: Mapping[int, float] | None = None,
     metric: str | None = None,
     card_samples: bool = False,
+    beside: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write the model: dims declared, safetensors weights, a card with a section on dims; whole or not at all.
 
@@ -98,6 +99,7 @@ def save_model(
         scores: The score at each dim, for the card; other dims than the declared ones are left out.
         metric: What the scores measure, for example ``nDCG@10 x100``.
         card_samples: Let the card show training rows, as sentence-transformers does.
+        beside: Writes what else belongs to the model into the folder that it is given.
 
     Returns:
         The folder.
@@ -117,6 +119,8 @@ def save_model(
         model.save_pretrained(str(partial), safe_serialization=True)
         name = model.model_card_data.model_id or target.name
         write_dims_section(partial, declared, name=name, scores=scores, metric=metric)
+        if beside is not None:
+            beside(partial)
     return Path(folder)
 
 

@@ -109,8 +109,11 @@ def rotate_model(
     return model
 
 
-def insert_rotation(model: SentenceTransformer, rotation: Float[Tensor, "width width"]) -> None:
-    """Build a rotation into the model, in place: embeddings ``x`` become ``x @ rotation``, and it gets a new card."""
+def insert_rotation(model: SentenceTransformer, rotation: Float[Tensor, "width kept"]) -> None:
+    """Build a rotation, or its first columns, into the model, in place.
+
+    Embeddings ``x`` become ``x @ rotation``, and the model gets a new card.
+    """
     *_, (last_name, last) = model.named_children()
     trailing = last if isinstance(last, Normalize) else None
     if trailing is not None:
@@ -171,12 +174,13 @@ def _is_linear(dense: Dense) -> bool:
     )
 
 
-def _apply_after(dense: Dense, rotation: Float[Tensor, "width width"]) -> None:
+def _apply_after(dense: Dense, rotation: Float[Tensor, "width kept"]) -> None:
     weight = dense.linear.weight
-    with torch.no_grad():
-        weight.copy_(rotation.T.double() @ weight.double())
+    rotated = (rotation.T.double() @ weight.detach().double()).to(weight.dtype)
+    dense.linear.weight = nn.Parameter(rotated, requires_grad=weight.requires_grad)
+    dense.out_features = dense.linear.out_features = len(rotated)
 
 
-def _dense(rotation: Float[Tensor, "width width"]) -> Dense:
-    width = len(rotation)
-    return Dense(width, width, bias=False, activation_function=nn.Identity(), init_weight=rotation.T.contiguous())
+def _dense(rotation: Float[Tensor, "width kept"]) -> Dense:
+    width, kept = rotation.shape
+    return Dense(width, kept, bias=False, activation_function=nn.Identity(), init_weight=rotation.T.contiguous())

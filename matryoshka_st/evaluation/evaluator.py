@@ -7,7 +7,7 @@ the trainer can be any of them, with ``eval_`` in front.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -164,3 +164,39 @@ class MatryoshkaRetrievalEvaluator(MatryoshkaEvaluator):
             for found in hits
         ]
         return float(self.reference.compute_metrics(named)["ndcg@k"][10])
+
+
+class MatryoshkaAccuracyEvaluator(MatryoshkaEvaluator):
+    """Accuracy of a classifier on each dim.
+
+    Args:
+        texts: Texts.
+        labels: The class number of each, as many.
+        classify: The class numbers for embeddings, n x width, read to a dim.
+        options: ``dims``, ``name``, ``batch_size``, ``show_progress_bar`` of :class:`MatryoshkaEvaluator`.
+
+    Raises:
+        UserError: If the lengths differ or are zero.
+    """
+
+    metric = "accuracy"
+    label = "accuracy"
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[int],
+        classify: Callable[[Tensor, int], Tensor],
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if len(texts) != len(labels) or not texts:
+            raise UserError(f"Accuracy needs as many texts ({len(texts)}) as labels ({len(labels)}), one or more.")
+        self.texts = list(texts)
+        self.labels = torch.tensor(labels)
+        self.classify = classify
+
+    def scores(self, model: SentenceTransformer) -> dict[int, float]:
+        """Accuracy at each dim."""
+        embeddings = torch.as_tensor(model.encode(self.texts, **self._encoding())).float()
+        return {dim: float((self.classify(embeddings, dim).cpu() == self.labels).double().mean()) for dim in self.dims}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matryoshka_st.losses.cached import CachedMatryoshkaContrastiveLoss
+from matryoshka_st.losses.classification import MatryoshkaClassificationLoss, MatryoshkaLinear
 from matryoshka_st.losses.combined import CombinedLoss
 from matryoshka_st.losses.contrastive import MatryoshkaContrastiveLoss
 from matryoshka_st.losses.regularizers import SpreadOutLoss, TeacherDistillLoss
@@ -13,6 +14,8 @@ __all__ = [
     "MatryoshkaContrastiveLoss",
     "CachedMatryoshkaContrastiveLoss",
     "CombinedLoss",
+    "MatryoshkaClassificationLoss",
+    "MatryoshkaLinear",
     "SpreadOutLoss",
     "TaughtLoss",
     "TeacherDistillLoss",

@@ -89,6 +89,29 @@ def broadcast(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def average_gradient(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The same values, whose gradients are averaged over the processes: for weights that no wrapper looks after.
+
+    One collective backward, on the gradients joined.
+    """
+    joined: Tensor = _Average.apply(torch.cat([parameter.flatten() for parameter in parameters]))
+    parts = joined.split([parameter.numel() for parameter in parameters])
+    return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+
+
+class _Average(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, joined: Tensor) -> Tensor:
+        return joined.view_as(joined)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        average = upstream.contiguous() / world()[1]
+        dist.all_reduce(average)
+        return average
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, columns: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
@@ -115,6 +115,13 @@ class MatryoshkaArguments:
     )
     matryoshka_weights: list[float] | None = field(
         default=None, metadata={"help": "One loss weight per dim. Default: 1."}
+    )
+    fixed: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train the fixed-size twin (FF) of this recipe: the loss at this dim alone, whatever the recipe "
+            "says of several; the saved model is this wide."
+        },
     )
     scale: float = field(default=20.0, metadata={"help": "1 / temperature of the softmax."})
     directions: list[str] = field(
@@ -241,6 +248,26 @@ class MatryoshkaTrainingArguments(SentenceTransformerTrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     logging_steps: float = field(default=0.05, metadata={"help": "Every so many steps, or share of all steps."})
     seed: int = field(default=13, metadata={"help": "Seed of data order, dropout and held-out split."})
+
+
+class RunRecipe(Protocol):
+    """What the recipes of all our fine-tuning runs have."""
+
+    @property
+    def model(self) -> ModelArguments:
+        """The model to start from."""
+
+    @property
+    def run(self) -> RunArguments:
+        """How the run behaves."""
+
+    @property
+    def trainer(self) -> MatryoshkaTrainingArguments:
+        """The trainer's own arguments."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from matryoshka_st.data import describe_columns, load_pairs, load_training_sets,
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
 from matryoshka_st.export import check_target, declare_dims
+from matryoshka_st.fixed import keep_prefix
 from matryoshka_st.losses import WeightSchedule
 from matryoshka_st.models import embedding_width, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import rotate_model
-from matryoshka_st.training.arguments import Recipe
+from matryoshka_st.training.arguments import ModelArguments, Recipe, RunRecipe
 from matryoshka_st.training.average import start_weights
 from matryoshka_st.training.held_out import build_evaluator, sample_texts
 from matryoshka_st.training.lora import add_lora
@@ -53,6 +54,30 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     Raises:
         UserError: If model, data and recipe do not fit.
     """
+    model, own_seq_length = load_base_model(recipe)
+    width = embedding_width(model)
+    dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims
+    declare_dims(model, dims)
+    train = load_train_data(recipe)
+    train, evaluator = build_evaluator(recipe, train, dims)
+    smallest = min(train.values(), key=len) if isinstance(train, DatasetDict) else train
+    require_batch(smallest, recipe.trainer.per_device_train_batch_size)
+    before = score(model, evaluator)
+    if recipe.model.rotate:
+        rotate_model(model, rotation_texts(recipe, train), progress=not recipe.trainer.disable_tqdm)
+    if recipe.matryoshka.fixed is not None:
+        keep_prefix(model, recipe.matryoshka.fixed)
+        declare_dims(model, dims)
+    start = adapt(model, recipe.model)
+    return Prepared(model, own_seq_length, dims, train, evaluator, start), before
+
+
+def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]:
+    """The model that a run starts from, and the length of text it takes by itself; the seed is set.
+
+    Raises:
+        UserError: If the model cannot be loaded, or the run's own could not be written.
+    """
     check_target(recipe.folder / "model")
     set_seed(recipe.trainer.seed)
     model = load_model(
@@ -65,23 +90,22 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     own_seq_length = model.max_seq_length
     if recipe.model.max_seq_length is not None:
         model.max_seq_length = recipe.model.max_seq_length
-    width = embedding_width(model)
-    dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims
-    declare_dims(model, dims)
     model.model_card_data.generate_widget_examples = recipe.run.card_samples
-    train = load_train_data(recipe)
-    train, evaluator = build_evaluator(recipe, train, dims)
-    smallest = min(train.values(), key=len) if isinstance(train, DatasetDict) else train
-    require_batch(smallest, recipe.trainer.per_device_train_batch_size)
-    before = score(model, evaluator)
-    if recipe.model.rotate:
-        rotate_model(model, rotation_texts(recipe, train), progress=not recipe.trainer.disable_tqdm)
-    if recipe.model.dropout is not None:
-        set_dropout(model, recipe.model.dropout)
-    start = start_weights(model, recipe.model.start_share)
-    if recipe.model.lora:
-        add_lora(model, recipe.model)
-    return Prepared(model, own_seq_length, dims, train, evaluator, start), before
+    return model, own_seq_length
+
+
+def adapt(model: SentenceTransformer, arguments: ModelArguments) -> dict[str, torch.Tensor]:
+    """What is done to a model right before training: dropout and adapters.
+
+    Returns:
+        The weights that training starts from, for :func:`~matryoshka_st.training.average.average_with`.
+    """
+    if arguments.dropout is not None:
+        set_dropout(model, arguments.dropout)
+    start = start_weights(model, arguments.start_share)
+    if arguments.lora:
+        add_lora(model, arguments)
+    return start
 
 
 def set_dropout(model: SentenceTransformer, rate: float) -> None:
@@ -168,7 +192,7 @@ def rotation_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
     return sample_texts(train, recipe.model.rotate_texts, recipe.trainer.seed)
 
 
-def _kernels(recipe: Recipe) -> dict[str, Any]:
+def _kernels(recipe: RunRecipe) -> dict[str, Any]:
     chosen = recipe.model.attn_implementation
     return {} if chosen is None else {"attn_implementation": chosen}
 

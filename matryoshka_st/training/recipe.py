@@ -32,6 +32,8 @@ EPILOG = """examples:
     accelerate launch --num_processes 2 train_scripts/finetune.py --config RECIPE.yaml
   look before training:
     finetune.py --config RECIPE.yaml --dry_run
+  the fixed-size twin (FF) of a recipe at one dim, to compare a prefix with:
+    finetune.py --config RECIPE.yaml --fixed 64 --output_dir output/fixed-64
   count the rows that hold texts of evaluation tasks, exactly or nearly; see matryoshka-st check --against --help:
     matryoshka-st check --config RECIPE.yaml --against STS12 SciFact
 """
@@ -53,9 +55,18 @@ def parse_recipe(argv: Sequence[str], prog: str = "finetune.py") -> Recipe:
     keep_checkpoints_apart(recipe.trainer, "SentenceTransformer('{model}').push_to_hub('owner/name')")
     if recipe.data.eval_size < 2:
         raise UserError(f"eval_size is {recipe.data.eval_size}; the scores per dim need 2 held-out pairs or more.")
+    if recipe.matryoshka.fixed is not None:
+        _leave_one_dim(recipe.matryoshka, recipe.matryoshka.fixed)
     return recipe
 
 
 def as_yaml(recipe: Recipe) -> dict[str, Any]:
     """All of our values and those of the trainer's that differ from its defaults; ``--config`` reads it back."""
     return groups_as_yaml((recipe.model, recipe.data, recipe.matryoshka, recipe.run), recipe.trainer)
+
+
+def _leave_one_dim(loss: MatryoshkaArguments, dim: int) -> None:
+    loss.matryoshka_dims = [dim]
+    loss.matryoshka_weights = loss.matryoshka_weights_end = None
+    loss.n_dims_per_step = -1
+    loss.distill_weight = 0.0

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import PartialState
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
+from torch import nn
 
 from matryoshka_st.card import drop_training_rows
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
@@ -21,11 +23,11 @@ from matryoshka_st.evaluation.report.figures import scores_drawing
 from matryoshka_st.export import save_model
 from matryoshka_st.files import write_whole
 from matryoshka_st.models import load_model, resolve_model
-from matryoshka_st.training.arguments import Recipe
+from matryoshka_st.training.arguments import Recipe, RunRecipe
 from matryoshka_st.training.average import average_with
 from matryoshka_st.training.lora import merge_lora
 from matryoshka_st.training.loss import build_loss
-from matryoshka_st.training.prepare import dry_run, prepare, score
+from matryoshka_st.training.prepare import Prepared, dry_run, prepare, score
 from matryoshka_st.training.recipe import as_yaml, parse_recipe
 from matryoshka_st.training.resume import resume_point
 from matryoshka_st.training.summary import Scores, table, verdict, write_metrics
@@ -64,16 +66,48 @@ def train(recipe: Recipe) -> Scores:
     Raises:
         UserError: If the recipe cannot be run, or the loss is not finite.
     """
-    state = PartialState()
-    resume_from = resume_point(recipe.run.resume, recipe.folder, as_yaml(recipe))
+    config = as_yaml(recipe)
+    resume_from = resume_point(recipe.run.resume, recipe.folder, config)
     prepared, before = prepare(recipe)
+    loss = build_loss(recipe, prepared.model, prepared.dims)
+    return carry_out(recipe, config, prepared, loss, before, resume_from)
+
+
+def carry_out(
+    recipe: RunRecipe,
+    config: dict[str, Any],
+    prepared: Prepared,
+    loss: nn.Module,
+    before: dict[int, float],
+    resume_from: Path | None,
+    *,
+    beside: Callable[[Path], None] | None = None,
+) -> Scores:
+    """Train what is prepared and write the run's folder.
+
+    Args:
+        recipe: The run.
+        config: What ``run_config.yaml`` says of it.
+        prepared: Model, data and evaluator.
+        loss: Around that model.
+        before: Its scores per dim.
+        resume_from: A checkpoint to go on from.
+        beside: Writes what else belongs to the model into its folder.
+
+    Returns:
+        The scores per dim before and after.
+
+    Raises:
+        UserError: If the loss is not finite.
+    """
+    state = PartialState()
     if state.is_main_process:
-        write_whole(recipe.folder / "run_config.yaml", yaml.safe_dump(as_yaml(recipe), sort_keys=False))
+        write_whole(recipe.folder / "run_config.yaml", yaml.safe_dump(config, sort_keys=False))
     trainer = MatryoshkaTrainer(
         model=prepared.model,
         args=recipe.trainer,
         train_dataset=prepared.train,
-        loss=build_loss(recipe, prepared.model, prepared.dims),
+        loss=loss,
         evaluator=prepared.evaluator,
     )
     if not recipe.run.card_samples:
@@ -86,12 +120,12 @@ def train(recipe: Recipe) -> Scores:
     scores = Scores(prepared.evaluator.label, before, after)
     if state.is_main_process:
         trained.model_card_data.set_evaluation_metrics(prepared.evaluator, _named(prepared.evaluator, after))
-        _write_results(recipe, trained, prepared.dims, scores, trainer.state.log_history)
+        _write_results(recipe, trained, prepared.dims, scores, trainer.state.log_history, beside)
     state.wait_for_everyone()
     return scores
 
 
-def _saved_by(trainer: MatryoshkaTrainer, recipe: Recipe) -> SentenceTransformer:
+def _saved_by(trainer: MatryoshkaTrainer, recipe: RunRecipe) -> SentenceTransformer:
     """The trained model, written by the trainer (whatever sharded or adapted it) and read back as a plain one."""
     staging = recipe.folder / ".trained"
     trainer.save_model(str(staging))
@@ -110,11 +144,12 @@ def _saved_by(trainer: MatryoshkaTrainer, recipe: Recipe) -> SentenceTransformer
 
 
 def _write_results(
-    recipe: Recipe,
+    recipe: RunRecipe,
     model: SentenceTransformer,
     dims: tuple[int, ...],
     scores: Scores,
     log_history: list[dict[str, Any]],
+    beside: Callable[[Path], None] | None,
 ) -> None:
     folder = recipe.folder
     save_model(
@@ -124,6 +159,7 @@ def _write_results(
         scores={dim: 100 * value for dim, value in scores.after.items()},
         metric=f"{scores.metric} x100, held-out data",
         card_samples=recipe.run.card_samples,
+        beside=beside,
     )
     write_metrics(
         folder / "metrics.json",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor, nn
 from transformers import Trainer
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.losses import WeightSchedule
+
+LOSS_WEIGHTS = "loss.safetensors"
+MODELS = {"model", "guide"}  # what losses call the models that they hold
 
 
 class GuardedTrainer(Trainer):
@@ -44,20 +51,60 @@ class GuardedTrainer(Trainer):
         return result
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        weights = self.model.state_dict() if state_dict is None else state_dict
+        self.refuse_non_finite(self.model.state_dict() if state_dict is None else state_dict)
+        super()._save(output_dir, state_dict)
+
+    def refuse_non_finite(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise instead of writing weights that are not finite.
+
+        Raises:
+            UserError: Naming the weights and the step.
+        """
         for name, tensor in weights.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise UserError(
                     f"The weights {name!r} are not finite at step {self.state.global_step}, so they were not saved; "
                     "go on from an earlier checkpoint with a lower learning rate, or bf16 instead of fp16."
                 )
-        super()._save(output_dir, state_dict)
 
 
 class MatryoshkaTrainer(GuardedTrainer, SentenceTransformerTrainer):
-    """A guarded ``SentenceTransformerTrainer`` that tells the loss how far the run is."""
+    """A guarded ``SentenceTransformerTrainer`` that tells the loss how far the run is, and keeps the loss's weights.
+
+    The host trains weights of the loss, such as a classifier's, but leaves them out of its checkpoints.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if isinstance(self.loss, nn.Module):
             self.add_callback(WeightSchedule(self.loss))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        own = own_weights(self.loss)
+        self.refuse_non_finite(own)
+        super()._save(output_dir, state_dict)
+        if own:
+            save_file(own, Path(output_dir or str(self.args.output_dir)) / LOSS_WEIGHTS)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]  # as the host has it
+        super()._load_from_checkpoint(checkpoint_path)
+        own = own_weights(self.loss)
+        if not own:
+            return
+        path = Path(checkpoint_path) / LOSS_WEIGHTS
+        try:
+            saved = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}); go on from another checkpoint.") from error
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def own_weights(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The trained weights of a loss that are not those of a model in it, by name, detached."""
+    modules = loss if isinstance(loss, nn.Module) else nn.ModuleDict(loss)
+    return {
+        name: parameter.detach()
+        for name, parameter in modules.named_parameters()
+        if parameter.requires_grad and MODELS.isdisjoint(name.split("."))
+    }
