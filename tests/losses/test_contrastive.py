@@ -115,6 +115,7 @@ def test_its_config_is_json_with_what_was_asked_for(tiny_model: SentenceTransfor
         margin_strategy="relative",
         guide=guide,
         distill_weight=0.5,
+        length_groups=2,
         engine="tiled",
     )
     assert json.loads(json.dumps(loss.get_config_dict())) == {
@@ -134,6 +135,7 @@ def test_its_config_is_json_with_what_was_asked_for(tiny_model: SentenceTransfor
         "margin_strategy": "relative",
         "guide": "a/guide",
         "distill_weight": 0.5,
+        "length_groups": 2,
         "engine": "tiled",
     }
 
