@@ -5,7 +5,9 @@ r"""How small a shortlist may be: nDCG@10, operations, wall time and RAM beside 
 
 Every text is encoded once and kept in the cache, so that a stopped run goes on. Shortlists are tuned on one half of
 the queries (MLQuestions: on its dev split) and reported on the other. Exact search and ours are timed in turn, in one
-process; ours is an index that was saved and loaded, so that its full-width vectors are memory-mapped.
+process; ours is an index that was saved and loaded, so that its full-width vectors are memory-mapped. An operation is
+one product of two coordinates, or the comparison of 64 signs; in a graph those of the vectors that faiss visited
+count. A rotation is fitted on the documents alone. "hnsw at full width" shows what a graph saves without a prefix.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -36,15 +39,27 @@ from matryoshka_st.evaluation.tasks import find_task, load_task, subsets_of
 from matryoshka_st.files import write_json
 from matryoshka_st.models import load_model, weights_hash
 from matryoshka_st.nesting import truncate_normalize
-from matryoshka_st.retrieval import AdaptiveRetriever, Tuning, tune
+from matryoshka_st.retrieval import (
+    AdaptiveRetriever,
+    FunnelRetriever,
+    Hits,
+    Operations,
+    Settings,
+    count_operations,
+    tune,
+)
 from matryoshka_st.retrieval.metrics import ndcg
+from matryoshka_st.retrieval.shortlist import Shortlist
 from matryoshka_st.rotation import fit_rotation
 
 K = 10
 SHARD = 2048
 LENGTHS = [10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1200, 1600]
 SINGLE = 200
+FUNNEL_DIMS = ([16, 24, 32], [64, 96])
+FUNNEL_LENGTHS = ([200, 400, 800, 1200, 1600, 2400], [20, 30, 50, 75, 100])
 AS_IS, ROTATED = "as is", "rotated"
+FUNNEL, WHOLE = "funnel", "hnsw at full width"
 
 Vectors = NDArray[np.float32]
 Judged = list[dict[int, float]]
@@ -67,13 +82,45 @@ class Case(NamedTuple):
     reporting: tuple[Vectors, Judged]
 
 
+class Searcher(Protocol):
+    """What is measured."""
+
+    @property
+    def ram_bytes_per_million(self) -> float:
+        """Bytes in RAM."""
+        ...
+
+    def search(self, queries: Vectors, k: int) -> Hits:
+        """The best documents of each query."""
+        ...
+
+
 @dataclass(frozen=True)
 class Way:
-    """A kind of shortlist."""
+    """A kind of search: a two-stage one, a funnel, or a graph over the full width."""
 
     index: str
     precision: str
+    basis: str
     dims: list[int] | None = None
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        return f"{self.precision} {self.index}"
+
+
+WAYS = [
+    Way("flat", "float32", AS_IS),
+    Way("flat", "float32", ROTATED, [16, 24, 32, 48, 64, 96, 128]),
+    Way("flat", "int8", ROTATED, [16, 24, 32, 48, 64, 96, 128]),
+    Way("flat", "binary", AS_IS),
+    Way("flat", "binary", ROTATED),
+    Way(FUNNEL, "float32", ROTATED),
+    Way("hnsw", "float32", ROTATED, [32, 48, 64, 96]),
+    Way("hnsw", "binary", AS_IS, [128, 256, 384]),
+    Way(WHOLE, "float32", AS_IS),
+]
 
 
 def pairs_texts(path: Path, queries: int, seed: int = 13) -> Texts:
@@ -169,8 +216,12 @@ def rotated(case: Case, fit_on: int) -> Case:
     return Case(case.name, case.documents @ rotation, (tuning @ rotation, first), (reporting @ rotation, second))
 
 
-def measure(case: Case, basis: str, way: Way, target: float, repeats: int) -> dict[str, Any]:
-    """Tune one kind of shortlist, then report the best one of it."""
+def adaptive(case: Case, way: Way, target: float) -> tuple[AdaptiveRetriever, dict[str, Any]]:
+    """The shortlist of this kind that keeps the target with the fewest operations.
+
+    Raises:
+        UserError: If none does.
+    """
     tuning = tune(
         case.documents,
         case.tuning[0],
@@ -181,42 +232,121 @@ def measure(case: Case, basis: str, way: Way, target: float, repeats: int) -> di
         precisions=[way.precision],
         index=way.index,
     )
-    result = {"basis": basis, "index": way.index, "precision": way.precision, "table": _trade_offs(tuning)}
-    try:
-        best = tuning.best
-    except UserError as error:
-        return {**result, "fails": str(error)}
-    with tempfile.TemporaryDirectory() as folder:
-        AdaptiveRetriever.build(case.documents, **tuning.options).save(folder)
-        ours = AdaptiveRetriever.load(folder)
-        report = report_on(case, ours, repeats)
-    return {
-        **result,
-        "shortlist_dim": best.shortlist_dim,
-        "shortlist": best.shortlist,
-        "tuned_ndcg_share": best.ndcg_share,
-        "operations": best.operations._asdict(),
-        "operation_ratio": best.ratio,
-        **report,
+    best, kept = tuning.best, ("shortlist_dim", "shortlist", "recall", "ndcg_share", "ratio")
+    ours = AdaptiveRetriever.build(case.documents, **tuning.options)
+    exact_cost = case.documents.size
+    return ours, {
+        **_found(ours.settings.dims, ours.settings.shortlists, best.quality, best.operations, exact_cost),
+        "tried": [{name: getattr(trade_off, name) for name in kept} for trade_off in tuning.trade_offs],
     }
 
 
-def report_on(case: Case, ours: AdaptiveRetriever, repeats: int) -> dict[str, Any]:
+def funnel(case: Case, target: float) -> tuple[FunnelRetriever, dict[str, Any]]:
+    """The cascade of three dims that keeps the target with the fewest operations: the cheapest is tried first.
+
+    Raises:
+        UserError: If none does.
+    """
+    count, width = case.documents.shape
+    queries, judged = case.tuning
+    exact = exact_ndcg(case.documents, queries, judged)
+    grid = [
+        (count_operations(count, dims, lengths, "float32"), dims, lengths)
+        for dims in product(*FUNNEL_DIMS, [width])
+        for lengths in product(*FUNNEL_LENGTHS)
+        if lengths[0] < count
+    ]
+    for cost, dims, lengths in sorted(grid):
+        retriever = FunnelRetriever.build(case.documents, dims=dims, shortlists=lengths)
+        share = float(ndcg(retriever.search(queries, K).ids, judged).mean()) / exact
+        if share >= target:
+            return retriever, _found(dims, lengths, share, cost, count * width)
+    raise UserError(f"No funnel reaches {target:g}.")
+
+
+class WholeGraph:
+    """A graph over the full width, for comparison: what a graph saves without any prefix."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        width = vectors.shape[1]
+        self.graph = Shortlist.of(vectors, Settings(width, (width, width), (K,), index="hnsw"))
+        self.reach = K
+
+    @property
+    def ram_bytes_per_million(self) -> float:
+        """Of vectors and links."""
+        return self.graph.ram_bytes / len(self.graph) * 1e6
+
+    def search(self, queries: Vectors, k: int) -> Hits:
+        """The first of those that a walk of this reach finds."""
+        return Hits(self.graph.search(queries, self.reach)[:, :k], np.empty(0, dtype=np.float32))
+
+
+def whole_graph(case: Case, target: float) -> tuple[WholeGraph, dict[str, Any]]:
+    """The shortest walk through a full-width graph that keeps the target.
+
+    Raises:
+        UserError: If none does.
+    """
+    count, width = case.documents.shape
+    queries, judged = case.tuning
+    exact, whole = exact_ndcg(case.documents, queries, judged), WholeGraph(case.documents)
+    for whole.reach in LENGTHS:
+        found, visited = whole.graph.search_counted(queries, whole.reach)
+        share = float(ndcg(found[:, :K], judged).mean()) / exact
+        if share >= target:
+            return whole, _found((width,), (whole.reach,), share, Operations(visited * width, 0), count * width)
+    raise UserError(f"No graph reaches {target:g}.")
+
+
+def exact_ndcg(documents: Vectors, queries: Vectors, judged: Judged) -> float:
+    """Mean nDCG@10 of exact search at full width."""
+    found = faiss.knn(queries, documents, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    return float(ndcg(found, judged).mean())
+
+
+def _found(
+    dims: Sequence[int], shortlists: Sequence[int], share: float, cost: Operations, exact_cost: int
+) -> dict[str, Any]:
+    return {
+        "dims": list(dims),
+        "shortlists": list(shortlists),
+        "tuned_ndcg_share": share,
+        "operations": cost._asdict(),
+        "operation_ratio": exact_cost / cost.total,
+    }
+
+
+def measure(case: Case, way: Way, target: float, repeats: int) -> dict[str, Any]:
+    """Tune one kind of search, then report the best one of it."""
+    result: dict[str, Any] = {"way": way.name, "basis": way.basis}
+    try:
+        if way.index == WHOLE:
+            graph, found = whole_graph(case, target)
+            return {**result, **found, **report_on(case, graph, repeats)}
+        ours, found = funnel(case, target) if way.index == FUNNEL else adaptive(case, way, target)
+    except UserError as error:
+        return {**result, "fails": str(error)}
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save(folder)
+        return {**result, **found, **report_on(case, type(ours).load(folder), repeats)}
+
+
+def report_on(case: Case, ours: Searcher, repeats: int) -> dict[str, Any]:
     """Quality on the queries that were not tuned on, and seconds beside exact search."""
     queries, judged = case.reporting
     exact = faiss.IndexFlatIP(case.documents.shape[1])
     exact.add(case.documents)
     singles = [queries[i : i + 1] for i in range(min(SINGLE, len(queries)))]
-    seconds = race(
+    wall, cpu = race(
         {
-            "exact_batch": lambda: exact.search(queries, K),
-            "ours_batch": lambda: ours.search(queries, K),
-            "exact_single": lambda: [exact.search(query, K) for query in singles],
-            "ours_single": lambda: [ours.search(query, K) for query in singles],
+            "exact_batch": (lambda: exact.search(queries, K), len(queries)),
+            "ours_batch": (lambda: ours.search(queries, K), len(queries)),
+            "exact_single": (lambda: [exact.search(query, K) for query in singles], len(singles)),
+            "ours_single": (lambda: [ours.search(query, K) for query in singles], len(singles)),
         },
         repeats,
     )
-    per_query = {name: spent / len(singles if "single" in name else queries) for name, spent in seconds.items()}
     scores = {
         "exact": float(ndcg(exact.search(queries, K)[1], judged).mean()),
         "ours": float(ndcg(ours.search(queries, K).ids, judged).mean()),
@@ -224,46 +354,47 @@ def report_on(case: Case, ours: AdaptiveRetriever, repeats: int) -> dict[str, An
     return {
         "ndcg_at_10": scores,
         "ndcg_share": scores["ours"] / scores["exact"],
-        "seconds_per_query_median": per_query,
-        "clock_ratio_batch": per_query["exact_batch"] / per_query["ours_batch"],
-        "clock_ratio_single": per_query["exact_single"] / per_query["ours_single"],
+        "seconds_per_query_median": wall,
+        "cpu_seconds_per_query_median": cpu,
+        "clock_ratio_batch": wall["exact_batch"] / wall["ours_batch"],
+        "clock_ratio_single": wall["exact_single"] / wall["ours_single"],
+        "cpu_ratio_batch": cpu["exact_batch"] / cpu["ours_batch"],
+        "cpu_ratio_single": cpu["exact_single"] / cpu["ours_single"],
         "ram_bytes_per_million": ours.ram_bytes_per_million,
         "exact_ram_bytes_per_million": case.documents.shape[1] * 4e6,
     }
 
 
-def race(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median wall seconds of each, run in turn after a warm-up."""
-    spent: dict[str, list[float]] = {name: [] for name in runs}
+def race(runs: Mapping[str, tuple[Callable[[], Any], int]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median wall and CPU seconds per query of each, run in turn after a warm-up."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
+        for name, (run, queries) in runs.items():
+            start, cpu_start = time.perf_counter(), time.process_time()
             run()
-            spent[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[1:]) for name, times in spent.items()}
-
-
-def _trade_offs(tuning: Tuning) -> list[dict[str, Any]]:
-    kept = ("shortlist_dim", "shortlist", "recall", "ndcg_share", "ratio")
-    return [{name: getattr(trade_off, name) for name in kept} for trade_off in tuning.trade_offs]
+            wall[name].append((time.perf_counter() - start) / queries)
+            cpu[name].append((time.process_time() - cpu_start) / queries)
+    medians = ({name: statistics.median(values[1:]) for name, values in spent.items()} for spent in (wall, cpu))
+    return next(medians), next(medians)
 
 
 def show(cases: list[dict[str, Any]]) -> Table:
     """One row per case and kind of shortlist."""
     table = Table(title="smallest shortlist within the target, against faiss exact search at full width")
-    columns = ["vectors", "shortlist", "dims", "length", "nDCG@10", "share", "fewer operations"]
+    columns = ["vectors", "shortlist", "dims", "lengths", "nDCG@10", "share", "fewer operations"]
     for column in [*columns, "faster, batch", "faster, single", "MB per million"]:
         table.add_column(column, justify="left" if column in ("vectors", "shortlist") else "right")
     for case in cases:
         for way in case["ways"]:
-            label = (f"{case['name']}, {case['documents']:,}", f"{way['precision']} {way['index']}, {way['basis']}")
+            label = (f"{case['name']}, {case['documents']:,}", f"{way['way']}, {way['basis']}")
             if "fails" in way:
                 table.add_row(*label, "none reaches the target")
                 continue
             table.add_row(
                 *label,
-                str(way["shortlist_dim"]),
-                str(way["shortlist"]),
+                " ".join(str(dim) for dim in way["dims"]),
+                " ".join(str(length) for length in way["shortlists"]),
                 f"{100 * way['ndcg_at_10']['ours']:.2f}",
                 f"{100 * way['ndcg_share']:.2f} %",
                 *(f"{way[name]:.1f}x" for name in ("operation_ratio", "clock_ratio_batch", "clock_ratio_single")),
@@ -283,9 +414,8 @@ def main(
     cache: Annotated[Path, typer.Option(help="Where embeddings are kept")] = Path("output/embeddings"),
     autocast: Annotated[bool, typer.Option(help="Encode in bfloat16")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    fit_on: Annotated[int, typer.Option(help="Documents that the rotation is fitted on; 0: no rotation")] = 20_000,
-    precisions: Annotated[list[str] | None, typer.Option(help="Of flat shortlists")] = None,
-    hnsw_dims: Annotated[list[int] | None, typer.Option(help="Dims to try in graphs; default: none")] = None,
+    fit_on: Annotated[int, typer.Option(help="Documents that the rotation is fitted on", min=1)] = 20_000,
+    ways: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(way.name for way in WAYS)}")] = None,
     target: Annotated[float, typer.Option(help="Share of nDCG@10 to keep, on the tuning queries")] = 0.995,
     repeats: Annotated[int, typer.Option(min=1)] = 7,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
@@ -297,11 +427,9 @@ def main(
         faiss.omp_set_num_threads(threads)
     encode = Encoder(model, cache, autocast, batch_size)
     console, load, cases = Console(width=170), os.getloadavg(), []
-    ways = [Way("flat", precision) for precision in precisions or ["float32", "int8", "binary"]]
-    ways += [Way("hnsw", "float32", hnsw_dims)] if hnsw_dims else []
     for case in all_cases(pairs, sizes or [], queries, tasks or [], mirror, encode):
-        bases = {AS_IS: case, **({ROTATED: rotated(case, fit_on)} if fit_on else {})}
-        measured = [measure(vectors, basis, way, target, repeats) for way in ways for basis, vectors in bases.items()]
+        bases = {AS_IS: case, ROTATED: rotated(case, fit_on)}
+        measured = [measure(bases[way.basis], way, target, repeats) for way in WAYS if not ways or way.name in ways]
         cases.append({"name": case.name, "documents": len(case.documents), "ways": measured})
         console.print(show(cases[-1:]))
     console.print(show(cases))

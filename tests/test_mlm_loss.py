@@ -110,6 +110,15 @@ def plain(model: MatryoshkaBertForMaskedLM) -> BertForMaskedLM:
     return twin
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_only_masked_tokens_reach_the_head(training: bool) -> None:
+    model, inputs = bert().train(training), batch()
+    rows: list[int] = []
+    model.cls.predictions.transform.register_forward_hook(lambda _, arguments, __: rows.append(len(arguments[0])))
+    model(**inputs)
+    assert set(rows) == {int((inputs["labels"] != -100).sum())}
+
+
 @pytest.mark.parametrize("nest", ["encoder", "head"])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_full_width_alone_is_a_plain_bert(nest: str, training: bool) -> None:
