@@ -164,9 +164,12 @@ def _queries(split: Mapping[str, Any], position: Mapping[str, int]) -> tuple[lis
 class Encoder:
     """A model whose vectors are kept, shard by shard, by the hash of its weights and the texts."""
 
-    def __init__(self, name: str, cache: Path, autocast: bool, batch_size: int) -> None:
+    def __init__(self, name: str, cache: Path, autocast: bool, batch_size: int, max_seq_length: int | None) -> None:
         self._model, self._cache, self._autocast, self._batch_size = load_model(name), cache, autocast, batch_size
         self._hash = weights_hash(self._model) + ("-bf16" if autocast else "")
+        if max_seq_length is not None:
+            self._model.max_seq_length = max_seq_length
+            self._hash += f"-{max_seq_length}"
         self.width = self._model.get_embedding_dimension()
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
@@ -227,7 +230,7 @@ def adaptive(case: Case, way: Way, target: float) -> tuple[AdaptiveRetriever, di
         case.tuning[0],
         qrels=case.tuning[1],
         target=target,
-        dims=way.dims,
+        dims=way.dims and [dim for dim in way.dims if dim < case.documents.shape[1]],
         lengths=LENGTHS,
         precisions=[way.precision],
         index=way.index,
@@ -414,6 +417,7 @@ def main(
     cache: Annotated[Path, typer.Option(help="Where embeddings are kept")] = Path("output/embeddings"),
     autocast: Annotated[bool, typer.Option(help="Encode in bfloat16")] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    max_seq_length: Annotated[int | None, typer.Option(help="Tokens kept of each text; default: all it takes")] = None,
     fit_on: Annotated[int, typer.Option(help="Documents that the rotation is fitted on", min=1)] = 20_000,
     ways: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(way.name for way in WAYS)}")] = None,
     target: Annotated[float, typer.Option(help="Share of nDCG@10 to keep, on the tuning queries")] = 0.995,
@@ -425,7 +429,7 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-    encode = Encoder(model, cache, autocast, batch_size)
+    encode = Encoder(model, cache, autocast, batch_size, max_seq_length)
     console, load, cases = Console(width=170), os.getloadavg(), []
     for case in all_cases(pairs, sizes or [], queries, tasks or [], mirror, encode):
         bases = {AS_IS: case, ROTATED: rotated(case, fit_on)}
@@ -438,7 +442,7 @@ def main(
             "schema_version": 1,
             **provenance(["torch", "sentence-transformers", "faiss-cpu", "numpy"]),
             "load_average": {"before": load, "after": os.getloadavg()},
-            "model": {"name": model, "width": encode.width},
+            "model": {"name": model, "width": encode.width, "max_seq_length": max_seq_length},
             "target": target,
             "cases": cases,
         }

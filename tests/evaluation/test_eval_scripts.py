@@ -1,0 +1,97 @@
+"""The measuring scripts of ``eval/``, each run whole on a tiny model and made-up texts."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.slow
+
+EVAL = Path(__file__).parents[2] / "eval"
+TOPICS = {"sea": ["fjord", "inlet", "jetty", "lagoon"], "wood": ["birch", "cedar", "grove", "knoll"],
+          "fire": ["amber", "ember", "delta", "haven"]}  # fmt: skip
+
+
+def texts(count: int, seed: int) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+    labels = [list(TOPICS)[i % 3] for i in range(count)]
+    return [
+        {"text": " ".join(rng.choices(TOPICS[label], k=3)) + f" {seed}x{i}", "label": label}
+        for i, label in enumerate(labels)
+    ]
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A folder with the splits train and test."""
+    folder = tmp_path / "topics"
+    folder.mkdir()
+    for split, count in (("train", 150), ("test", 60)):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, texts(count, len(split)))))
+    return folder
+
+
+def run(script: str, *arguments: object, output: Path) -> dict[str, Any]:
+    """What the script wrote."""
+    words = [sys.executable, str(EVAL / script), *map(str, arguments), "--output", str(output)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(output.read_text())
+    return found
+
+
+def test_retrieval_within_the_target_is_reported_beside_exact_search(tiny_model_path: Path, tmp_path: Path) -> None:
+    rows = texts(400, 1)
+    columns = {"anchor": [row["text"].split(" ", 1)[1] for row in rows], "positive": [row["text"] for row in rows]}
+    pairs = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table(columns), pairs)
+    words = ["--pairs", pairs, "--model", tiny_model_path, "--cache", tmp_path / "cache", "--queries", 100]
+    words += ["--ways", "float32 flat", "--target", 0.8, "--repeats", 1, "--max-seq-length", 16]
+    found = run("bench_retrieval.py", *words, output=tmp_path / "found.json")
+    (case,) = found["cases"]
+    assert case["documents"] == 400
+    for way in case["ways"]:
+        assert way["tuned_ndcg_share"] >= 0.8
+        assert way["dims"][-1] == 32
+        assert 0 < way["ndcg_at_10"]["ours"] <= 1
+        assert way["operation_ratio"] > 1
+
+
+def test_heads_and_their_fixed_twins_are_trained_scored_and_kept(
+    tiny_model_path: Path, labelled: Path, tmp_path: Path
+) -> None:
+    words = ["--data", labelled, "--model", tiny_model_path, "--dims", 32, 8, "--work", tmp_path / "work"]
+    words += ["--max_steps", 4, "--per_device_train_batch_size", 16, "--use_cpu", "True"]
+    found = run("classification_heads.py", *words, output=tmp_path / "first.json")
+    assert set(found["runs"]) == {"MRL", "MRL-E", "FF-32", "FF-8"}
+    for name, (one,) in found["runs"].items():
+        assert set(one["heads"]) == {"32", "8"} if name.startswith("MRL") else {name[3:]}
+    mrl, efficient = (found["runs"][name][0]["head_bytes"] for name in ("MRL", "MRL-E"))
+    assert mrl > efficient
+    again = run("classification_heads.py", *words, output=tmp_path / "again.json")
+    assert again["runs"] == found["runs"]
+
+
+def test_few_shots_compare_prefixes_with_fixed_models(tiny_model_path: Path, labelled: Path, tmp_path: Path) -> None:
+    words = [tiny_model_path, "--data", labelled, "--fixed", tiny_model_path, "--dims", 32, 8]
+    words += ["--shots", 1, 4, "--draws", 2, "--largest", 20, "--imbalance", 4]
+    found = run("fewshot.py", *words, output=tmp_path / "found.json")
+    assert "few_shot" in json.dumps(found)
+
+
+def test_a_cascade_is_reported_beside_its_oracle(tiny_model_path: Path, labelled: Path, tmp_path: Path) -> None:
+    words = ["--model", tiny_model_path, "--data", labelled, "--dims", 32, 8, 4, "--tolerances", 0.01]
+    found = run("adaptive_classification.py", *words, output=tmp_path / "found.json")
+    case = found["cases"]["topics"]
+    assert case["dims"] == [4, 8, 32]
+    cascade = case["cascades"]["tolerance 0.01"]
+    assert 4 <= cascade["expected_dims"] <= 32
+    assert case["oracle"]["accuracy"] >= cascade["accuracy"]
