@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from matryoshka_st.basis import fit_rotation
 from matryoshka_st.data import load_pairs
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.provenance import provenance
@@ -50,7 +51,6 @@ from matryoshka_st.retrieval import (
 )
 from matryoshka_st.retrieval.metrics import ndcg
 from matryoshka_st.retrieval.shortlist import Shortlist
-from matryoshka_st.rotation import fit_rotation
 
 K = 10
 SHARD = 2048

@@ -120,12 +120,15 @@ def rotate(
     ],
     output: Annotated[Path, typer.Option(help="Folder of the rotated model.")],
     max_texts: Annotated[int, typer.Option(help="Fit on at most so many texts.")] = 5000,
+    steps: Annotated[
+        int, typer.Option(help="Learn the rotation so long, 300 is usual; 0: singular vectors alone.")
+    ] = 0,
 ) -> None:
     """Make a model cuttable without training: full width unchanged, prefixes better."""
     from matryoshka_st.rotation import rotate as run
     from matryoshka_st.training.held_out import load_texts
 
-    folder = run(model, load_texts(texts, max_texts), output, progress=True)
+    folder = run(model, load_texts(texts, max_texts), output, steps=steps, progress=True)
     typer.echo(f"Rotated model: {folder}")
 
 

@@ -1,24 +1,22 @@
 """Make an embedding model cuttable without training: rotate its space so that the first coordinates carry most.
 
-The rotation is the basis of right singular vectors of the model's own unit-length embeddings, uncentred, largest
-singular value first. By Eckart and Young (1936) no other basis keeps more of the pairwise dot products in its first
-``d`` coordinates. It is orthogonal, so cosines at full width stay what they were. In the saved model it is a plain
-sentence-transformers ``Dense`` module.
+The basis comes from the model's own embeddings (:mod:`matryoshka_st.basis`). It is orthogonal, so cosines at full
+width stay what they were. In the saved model it is a plain sentence-transformers ``Dense`` module.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
+from matryoshka_st.basis import fit_rotation, learn_rotation
 from matryoshka_st.card import renew_card
 from matryoshka_st.errors import UserError
 from matryoshka_st.export import check_target, declare_dims, save_model
@@ -30,56 +28,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROWS_PER_CHUNK = 8192
-
-
-def fit_rotation(embeddings: Float[Tensor, "n width"]) -> Float[Tensor, "width width"]:
-    """The orthogonal matrix ``R`` that sorts the space by singular value: ``embeddings @ R`` are the rotated vectors.
-
-    Computed in float64 from the width x width Gram matrix of the embeddings scaled to unit length. The largest entry
-    of each column is positive, so the same embeddings always give the same signs.
-
-    Args:
-        embeddings: One row per text; their lengths do not matter. Fewer rows than columns still give a full basis, but
-            the order of its last columns is then arbitrary.
-
-    Returns:
-        A float32 rotation on the device of the embeddings.
-
-    Raises:
-        UserError: If there are no embeddings, or one of them is not finite.
-
-    >>> fit_rotation(torch.tensor([[0.0, 2.0], [0.0, 3.0], [1.0, 0.0]]))
-    tensor([[0., 1.],
-            [1., 0.]])
-    """
-    count, width = embeddings.shape
-    if count == 0:
-        raise UserError("There are no embeddings to fit a rotation on; give at least as many texts as the width.")
-    finite = embeddings.isfinite().all(dim=-1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise UserError(f"Embedding {row} of {count} is not finite, so no rotation fits; repair the model or drop it.")
-    if count < width:
-        logger.warning(
-            "Fitting a rotation of width %d on %d texts leaves its last coordinates in arbitrary order; "
-            "give at least %d texts, better ten times as many.",
-            width,
-            count,
-            width,
-        )
-    gram = torch.zeros(width, width, dtype=torch.float64, device=embeddings.device)
-    for chunk in embeddings.split(_ROWS_PER_CHUNK):
-        unit = F.normalize(chunk.double(), dim=-1)
-        gram += unit.T @ unit
-    basis = torch.linalg.eigh(gram).eigenvectors.flip(-1)
-    largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
-    rotation: Tensor = basis * largest.sign()
-    return rotation.float()
+Fit = Callable[[Tensor], Tensor]
+"""Embeddings, one row per text, to the rotation that is built in."""
 
 
 def rotate_model(
-    model: SentenceTransformer, texts: Sequence[str], *, batch_size: int = 64, progress: bool = False
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    fit: Fit = fit_rotation,
+    batch_size: int = 64,
+    progress: bool = False,
 ) -> SentenceTransformer:
     """Fit a rotation on the model's embeddings of some texts and build it into the model, in place.
 
@@ -89,6 +48,7 @@ def rotate_model(
     Args:
         model: A model at its full width. Its default prompt applies, as in ``encode``.
         texts: Texts like the ones to be embedded later; repeated ones count once. A few thousand are enough.
+        fit: :func:`fit_rotation`, or :func:`~matryoshka_st.learned_rotation.learn_rotation` with its dims.
         batch_size: Texts encoded at a time.
         progress: Show a progress bar while encoding.
 
@@ -105,7 +65,7 @@ def rotate_model(
             f"The model is cut to truncate_dim={model.truncate_dim}; load it without truncate_dim to rotate it."
         )
     embeddings = model.encode(distinct, batch_size=batch_size, show_progress_bar=progress, convert_to_tensor=True)
-    insert_rotation(model, fit_rotation(embeddings))
+    insert_rotation(model, fit(embeddings))
     return model
 
 
@@ -134,6 +94,7 @@ def rotate(
     output: Path,
     *,
     dims: Sequence[int] | None = None,
+    steps: int = 0,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Path:
@@ -144,6 +105,7 @@ def rotate(
         texts: Texts to fit the rotation on.
         output: The folder to write; a model that is already there is replaced once the new one is complete.
         dims: The dims to declare; default: the usual ladder for the model's width.
+        steps: Steps to learn the rotation for these dims; 0: singular vectors alone.
         batch_size: Texts encoded at a time.
         progress: Show a progress bar while encoding.
 
@@ -156,7 +118,9 @@ def rotate(
     check_target(output)
     model = load_model(model_name)
     declared = declare_dims(model, dims or default_dims(embedding_width(model)))
-    return save_model(rotate_model(model, texts, batch_size=batch_size, progress=progress), output, dims=declared)
+    fit = partial(learn_rotation, dims=declared, steps=steps)
+    rotated = rotate_model(model, texts, fit=fit, batch_size=batch_size, progress=progress)
+    return save_model(rotated, output, dims=declared)
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:

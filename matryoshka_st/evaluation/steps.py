@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from matryoshka_st.basis import fit_rotation
 from matryoshka_st.errors import UserError, did_you_mean
-from matryoshka_st.rotation import fit_rotation
 
 BASELINES = ("pca", "svd", "random")
 

@@ -37,6 +37,13 @@ class ModelArguments:
         },
     )
     rotate_texts: int = field(default=5000, metadata={"help": "At most this many texts to fit the rotation on."})
+    rotate_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Learn the rotation for so many steps, seconds in all, so that each prefix has the neighbours of "
+            "the full width; 300 is usual. 0: singular vectors alone."
+        },
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={

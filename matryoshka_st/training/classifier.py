@@ -28,7 +28,7 @@ from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import rotate_model
 from matryoshka_st.training.classifier_arguments import ClassifierRecipe, as_yaml, parse_classifier
 from matryoshka_st.training.held_out import load_texts
-from matryoshka_st.training.prepare import Prepared, adapt, load_base_model, score, scores_line
+from matryoshka_st.training.prepare import Prepared, adapt, basis, load_base_model, score, scores_line
 from matryoshka_st.training.resume import resume_point
 from matryoshka_st.training.run import carry_out, quiet_logging
 from matryoshka_st.training.summary import Scores
@@ -115,7 +115,8 @@ def prepare(
     _set_class_means(loss.head, model, data.train, recipe)
     before = score(model, evaluator)
     if recipe.model.rotate:
-        rotate_model(model, _rotation_texts(recipe, data.train), progress=not recipe.trainer.disable_tqdm)
+        texts = _rotation_texts(recipe, data.train)
+        rotate_model(model, texts, fit=basis(recipe, chosen.dims), progress=not recipe.trainer.disable_tqdm)
         _set_class_means(loss.head, model, data.train, recipe)
     if recipe.head.fixed is not None:
         keep_prefix(model, recipe.head.fixed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import set_seed
 
+from matryoshka_st.basis import learn_rotation
 from matryoshka_st.data import describe_columns, load_pairs, load_training_sets, require_batch
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
@@ -23,7 +25,7 @@ from matryoshka_st.fixed import keep_prefix
 from matryoshka_st.losses import WeightSchedule
 from matryoshka_st.models import embedding_width, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
-from matryoshka_st.rotation import rotate_model
+from matryoshka_st.rotation import Fit, rotate_model
 from matryoshka_st.training.arguments import ModelArguments, Recipe, RunRecipe
 from matryoshka_st.training.average import start_weights
 from matryoshka_st.training.held_out import build_evaluator, sample_texts
@@ -64,7 +66,8 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     require_batch(smallest, recipe.trainer.per_device_train_batch_size)
     before = score(model, evaluator)
     if recipe.model.rotate:
-        rotate_model(model, rotation_texts(recipe, train), progress=not recipe.trainer.disable_tqdm)
+        texts = rotation_texts(recipe, train)
+        rotate_model(model, texts, fit=basis(recipe, dims), progress=not recipe.trainer.disable_tqdm)
     if recipe.matryoshka.fixed is not None:
         keep_prefix(model, recipe.matryoshka.fixed)
         declare_dims(model, dims)
@@ -183,6 +186,11 @@ def dry_run(recipe: Recipe) -> None:
     console.print("loss on two rows: " + ", ".join(f"{name} {value.item():.4f}" for name, value in terms.items()))
     console.print(f"untrained {prepared.evaluator.label}: {scores_line(before)}")
     console.print("The recipe is ready to run.")
+
+
+def basis(recipe: RunRecipe, dims: tuple[int, ...]) -> Fit:
+    """What ``--rotate`` fits on its texts for these dims."""
+    return partial(learn_rotation, dims=dims, steps=recipe.model.rotate_steps, seed=recipe.trainer.seed)
 
 
 def rotation_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:

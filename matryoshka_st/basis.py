@@ -1,0 +1,162 @@
+"""The basis in which the leading coordinates carry most: an orthogonal matrix, fitted on embeddings without labels.
+
+- :func:`fit_rotation`: the right singular vectors of unit-length embeddings, uncentred, largest singular value first.
+  By Eckart and Young (1936) no other basis keeps more of the pairwise dot products in its first ``d`` coordinates.
+- :func:`learn_rotation`: most of those products are between texts that have nothing to do with each other, but what
+  retrieval and classification ask of a prefix is who is near. From the singular vectors on, the orthogonal matrix
+  minimises, summed over the dims, the divergence of each text's softmax over the other texts of a batch at the prefix
+  from that at the full width (distillation, arXiv 1503.02531, of similarities, arXiv 1907.09682).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
+
+from matryoshka_st.errors import UserError
+from matryoshka_st.nesting import MatryoshkaDims, truncate_normalize
+
+logger = logging.getLogger(__name__)
+
+_ROWS_PER_CHUNK = 8192
+_WARMUP = 20
+
+
+def fit_rotation(embeddings: Float[Tensor, "n width"]) -> Float[Tensor, "width width"]:
+    """The orthogonal matrix ``R`` that sorts the space by singular value: ``embeddings @ R`` are the rotated vectors.
+
+    Computed in float64 from the width x width Gram matrix of the embeddings scaled to unit length. The largest entry
+    of each column is positive, so the same embeddings always give the same signs.
+
+    Args:
+        embeddings: One row per text; their lengths do not matter. Fewer rows than columns still give a full basis, but
+            the order of its last columns is then arbitrary.
+
+    Returns:
+        A float32 rotation on the device of the embeddings.
+
+    Raises:
+        UserError: If there are no embeddings, or one of them is not finite.
+
+    >>> fit_rotation(torch.tensor([[0.0, 2.0], [0.0, 3.0], [1.0, 0.0]]))
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
+    count, width = embeddings.shape
+    if count == 0:
+        raise UserError("There are no embeddings to fit a rotation on; give at least as many texts as the width.")
+    finite = embeddings.isfinite().all(dim=-1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise UserError(f"Embedding {row} of {count} is not finite, so no rotation fits; repair the model or drop it.")
+    if count < width:
+        logger.warning(
+            "Fitting a rotation of width %d on %d texts leaves its last coordinates in arbitrary order; "
+            "give at least %d texts, better ten times as many.",
+            width,
+            count,
+            width,
+        )
+    gram = torch.zeros(width, width, dtype=torch.float64, device=embeddings.device)
+    for chunk in embeddings.split(_ROWS_PER_CHUNK):
+        unit = F.normalize(chunk.double(), dim=-1)
+        gram += unit.T @ unit
+    basis = torch.linalg.eigh(gram).eigenvectors.flip(-1)
+    largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    rotation: Tensor = basis * largest.sign()
+    return rotation.float()
+
+
+def learn_rotation(
+    embeddings: Float[Tensor, "n width"],
+    dims: Sequence[int],
+    *,
+    steps: int = 300,
+    batch_size: int = 512,
+    learning_rate: float = 1e-2,
+    scale: float = 20.0,
+    seed: int = 13,
+) -> Float[Tensor, "width width"]:
+    """The orthogonal matrix ``R``: ``embeddings @ R`` are the rotated vectors.
+
+    Args:
+        embeddings: One row per text; their lengths do not matter.
+        dims: Prefixes to be served; the full width is served by any rotation.
+        steps: Of Adam, with warm-up and cosine decay, from the singular vectors. 0 returns these.
+        batch_size: Texts that are each other's candidates.
+        learning_rate: Peak.
+        scale: 1 / temperature of the softmaxes.
+        seed: Of the batches.
+
+    Returns:
+        A float32 rotation on the device of the embeddings.
+
+    Raises:
+        UserError: If dims or embeddings will not do, or ``steps`` is negative.
+    """
+    if steps < 0:
+        raise UserError(f"The rotation's steps are {steps}; give 0 (singular vectors alone) or more, 300 is usual.")
+    count, width = embeddings.shape
+    start = fit_rotation(embeddings)
+    cut = [dim for dim in MatryoshkaDims.of(dims, width=width).dims if dim < width]
+    if steps == 0 or not cut or count < 3:
+        return start
+    unit = F.normalize(embeddings.float(), dim=-1)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        turn = _orthogonal(start)
+        optimizer = torch.optim.Adam(turn.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        draw = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            rows = torch.randperm(count, generator=draw)[:batch_size].to(unit.device)
+            optimizer.zero_grad()
+            neighbour_divergence(unit[rows], turn(unit[rows]), cut, scale=scale).backward()
+            optimizer.step()
+            schedule.step()
+    return turn.weight.detach().T.contiguous()
+
+
+def neighbour_divergence(
+    unit: Float[Tensor, "n width"], rotated: Float[Tensor, "n width"], dims: Sequence[int], *, scale: float
+) -> Float[Tensor, ""]:
+    """``KL(full width || prefix)`` of each row's softmax over the other rows, averaged over rows, summed over dims.
+
+    Args:
+        unit: Unit vectors: what the neighbours should be.
+        rotated: The same texts, of any length; their prefixes are scored.
+        dims: The prefixes.
+        scale: 1 / temperature.
+
+    >>> x = torch.eye(3)
+    >>> neighbour_divergence(x, x, [3], scale=20.0).item()
+    0.0
+    """
+    wanted = _neighbours(unit, scale)
+    found = (_neighbours(truncate_normalize(rotated, dim), scale) for dim in dims)
+    return torch.stack([F.kl_div(log_p, wanted, reduction="batchmean", log_target=True) for log_p in found]).sum()
+
+
+def _neighbours(x: Float[Tensor, "n dim"], scale: float) -> Float[Tensor, "n others"]:
+    scores = scale * x @ x.T
+    others = scores.flatten()[:-1].view(len(x) - 1, len(x) + 1)[:, 1:].reshape(len(x), len(x) - 1)
+    return torch.log_softmax(others, dim=1)
+
+
+def _orthogonal(start: Float[Tensor, "width width"]) -> nn.Linear:
+    width = len(start)
+    turn = nn.Linear(width, width, bias=False, device=start.device)
+    with torch.no_grad():
+        turn.weight.copy_(start.T)
+    orthogonal(turn, orthogonal_map="cayley")
+    return turn
+
+
+def _rate(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))

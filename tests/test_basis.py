@@ -1,0 +1,114 @@
+"""The learned rotation: orthogonal, repeatable, keeps more neighbours of the full width than singular vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from matryoshka_st.basis import fit_rotation, learn_rotation, neighbour_divergence
+from matryoshka_st.errors import UserError
+from matryoshka_st.nesting import truncate_normalize
+from matryoshka_st.rotation import rotate
+from matryoshka_st.training.prepare import prepare
+from matryoshka_st.training.recipe import parse_recipe
+
+
+def clustered(count: int, width: int, seed: int = 0) -> Tensor:
+    """Six groups far apart, which take most of the variance; what is near within a group lies in other directions."""
+    generator = torch.Generator().manual_seed(seed)
+    groups, directions = (torch.linalg.qr(torch.randn(width, n, generator=generator))[0].T for n in (6, 4))
+    fine = torch.randn(count, 4, generator=generator) @ directions
+    return 4 * groups[torch.arange(count) % 6] + fine + 0.05 * torch.randn(count, width, generator=generator)
+
+
+def nearest(x: Tensor) -> Tensor:
+    unit = F.normalize(x, dim=1)
+    return (unit @ unit.T).fill_diagonal_(-1).argmax(dim=1)
+
+
+def test_prefixes_have_more_of_the_full_width_s_neighbours_than_singular_vectors_give() -> None:
+    fitted_on, unseen = clustered(600, 32).split(400)
+    shares = {}
+    for steps in (0, 200):
+        rotated = unseen @ learn_rotation(fitted_on, [32, 8, 4], steps=steps, batch_size=128)
+        same = [(nearest(rotated[:, :dim]) == nearest(unseen)).float().mean().item() for dim in (8, 4)]
+        shares[steps] = sum(same) / len(same)
+    assert shares[200] > shares[0] + 0.05
+
+
+def test_it_stays_orthogonal_is_repeatable_and_leaves_the_random_state_alone() -> None:
+    embeddings = clustered(100, 32)
+    state = torch.get_rng_state()
+    rotation = learn_rotation(embeddings, [32, 4], steps=30, batch_size=32)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not rotation.requires_grad
+    assert torch.allclose(rotation.T @ rotation, torch.eye(32), atol=1e-5)
+    assert torch.equal(rotation, learn_rotation(embeddings.clone(), [4, 32], steps=30, batch_size=32))
+    assert not torch.equal(rotation, learn_rotation(embeddings, [32, 4], steps=30, batch_size=32, seed=14))
+    with torch.no_grad():
+        assert torch.equal(rotation, learn_rotation(embeddings, [32, 4], steps=30, batch_size=32))
+
+
+def test_without_steps_or_a_prefix_it_is_the_singular_vectors() -> None:
+    embeddings = clustered(100, 16)
+    assert torch.equal(learn_rotation(embeddings, [16, 4], steps=0), fit_rotation(embeddings))
+    assert torch.equal(learn_rotation(embeddings, [16], steps=10), fit_rotation(embeddings))
+
+
+def test_the_divergence_is_that_of_softmaxes_over_the_others() -> None:
+    unit = F.normalize(clustered(7, 8).double(), dim=1)
+    rotated = clustered(7, 8, seed=1).double()
+    expected = 0.0
+    for row in range(7):
+        others = [i for i in range(7) if i != row]
+        full = torch.softmax(5 * unit[others] @ unit[row], dim=0)
+        for dim in (2, 5):
+            x = truncate_normalize(rotated, dim)
+            prefix = torch.softmax(5 * x[others] @ x[row], dim=0)
+            expected += (full * (full / prefix).log()).sum().item() / 7
+    assert neighbour_divergence(unit, rotated, [2, 5], scale=5.0).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dims", "steps", "sentence"),
+    [
+        ([8], -1, r"The rotation's steps are -1; give 0 \(singular vectors alone\) or more"),
+        ([64], 5, "matryoshka_dims holds 64, above the model's width of 16"),
+    ],
+)
+def test_bad_input_is_refused(dims: list[int], steps: int, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        learn_rotation(clustered(40, 16), dims, steps=steps)
+
+
+def test_rotate_and_recipes_build_it_in(tiny_model_path: Path, tmp_path: Path) -> None:
+    texts = [f"text {number} on topic {number * 7919 % 1013}" for number in range(64)]
+    model = SentenceTransformer(str(tiny_model_path), device="cpu")
+    folder = rotate(str(tiny_model_path), texts, tmp_path / "rotated", dims=[32, 8], steps=20)
+    before = model.encode(texts, convert_to_tensor=True)
+    after = SentenceTransformer(str(folder), device="cpu").encode(texts, convert_to_tensor=True)
+    assert torch.allclose(after, before @ learn_rotation(before, [32, 8], steps=20), atol=1e-5)
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("anchor,positive\n" + "\n".join(f"{a},{b}" for a, b in zip(texts[::2], texts[1::2], strict=True)))
+    flags = ["--model_name_or_path", str(tiny_model_path), "--train_data", str(pairs), "--rotate", "train"]
+    flags += [
+        "--matryoshka_dims",
+        "32",
+        "8",
+        "--per_device_train_batch_size",
+        "4",
+        "--eval_size",
+        "2",
+        "--use_cpu",
+        "1",
+    ]
+    weights = [
+        prepare(parse_recipe([*flags, "--output_dir", str(tmp_path / "out"), "--rotate_steps", steps]))[0].model[2]
+        for steps in ("0", "20")
+    ]
+    assert not torch.equal(weights[0].linear.weight, weights[1].linear.weight)
