@@ -89,19 +89,19 @@ def scores(folder: Path) -> dict[str, dict[int, float]]:
     """Main scores x100 by task and dim, and the mean over the seven STS tasks."""
     found: dict[str, dict[int, float]] = {}
     for entry in read_runs([folder]):
-        found.setdefault(entry.task, {})[entry.dim] = 100 * entry.score
+        if entry.precision == "float32" and not entry.variant:
+            found.setdefault(entry.task, {})[entry.dim] = 100 * entry.score
     if all(task in found for task in STS7):
         found["STS-7"] = {dim: statistics.fmean(found[task][dim] for task in STS7) for dim in found[STS7[0]]}
     return found
 
 
-def show(rows: dict[str, list[dict[str, dict[int, float]]]]) -> list[Table]:
+def show(rows: dict[str, list[dict[str, dict[int, float]]]], dims: list[int]) -> list[Table]:
     """A table per task: rows by dims, mean over seeds and their spread (standard deviation)."""
-    first = next(iter(rows.values()))[0]
+    shared = set.intersection(*(set(found) for runs in rows.values() for found in runs)) - set(STS7)
     tables = []
-    for task in [name for name in first if name not in STS7]:
+    for task in sorted(shared):
         table = Table(title=task)
-        dims = sorted(first[task], reverse=True)
         for column in ["row", "seeds", *map(str, dims)]:
             table.add_column(column, justify="left" if column == "row" else "right")
         for name, runs in rows.items():
@@ -119,7 +119,9 @@ def show(rows: dict[str, list[dict[str, dict[int, float]]]]) -> list[Table]:
 
 
 def main(
-    config: Annotated[Path, typer.Argument(help="YAML: recipe, dims, tasks, seeds, rows (name: flags)")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML: recipe, dims, tasks, seeds, rows (name: flags), untrained (its results)")
+    ],
     work: Annotated[Path, typer.Option(help="Trained models and mteb results; finished work is not redone")],
     dataset_mirror: Annotated[Path, typer.Option(help="Local datasets, DIR/mteb/<name>")],
     output: Annotated[Path | None, typer.Option(help="Where to write the JSON")] = None,
@@ -136,6 +138,9 @@ def main(
             flags = dict(options or {})
             seeds = flags.pop("seeds", plan["seeds"][:1]) if name != UNTRAINED else [None]
             dims = flags.get("matryoshka_dims", plan["dims"]) if flags.pop("fixed", False) else plan["dims"]
+            if name == UNTRAINED and "untrained" in plan:
+                found[name] = [scores(config.parent / plan["untrained"])]
+                continue
             for seed in seeds:
                 folder = work / re.sub(r"\W+", "-", name if seed is None else f"{name} {seed}")
                 if seed is not None:
@@ -143,7 +148,7 @@ def main(
                     seconds.setdefault(name, []).append(took)
                 score(folder, dims, plan, dataset_mirror, trained=seed is not None)
                 found.setdefault(name, []).append(scores(folder / "results"))
-        Console(width=120).print(*show(found))
+        Console(width=120).print(*show(found, plan["dims"]))
         if output is not None:
             versions = provenance(["torch", "sentence-transformers", "transformers", "mteb"])
             result = {"schema_version": 1, **versions, "plan": plan, "train_seconds": seconds, "scores": found}
