@@ -54,10 +54,22 @@ def test_retrieval_within_the_target_is_reported_beside_exact_search(tiny_model_
     pairs = tmp_path / "pairs.parquet"
     pq.write_table(pa.table(columns), pairs)
     words = ["--pairs", pairs, "--model", tiny_model_path, "--cache", tmp_path / "cache", "--queries", 100]
-    words += ["--ways", "float32 flat", "--target", 0.8, "--repeats", 1, "--max-seq-length", 16]
+    words += [
+        "--ways",
+        "float32 flat",
+        "--ways",
+        "float32 flat, fastest",
+        "--target",
+        0.8,
+        "--repeats",
+        1,
+        "--max-seq-length",
+        16,
+    ]
     found = run("bench_retrieval.py", *words, output=tmp_path / "found.json")
     (case,) = found["cases"]
     assert case["documents"] == 400
+    assert [way["basis"] for way in case["ways"]] == ["as is", "rotated", "rotated"]
     for way in case["ways"]:
         assert way["tuned_ndcg_share"] >= 0.8
         assert way["dims"][-1] == 32
