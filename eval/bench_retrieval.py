@@ -242,18 +242,12 @@ def adaptive(case: Case, way: Way, target: float) -> tuple[AdaptiveRetriever, di
     )
     kept = ("shortlist_dim", "shortlist", "recall", "ndcg_share", "ratio")
     best = soonest(case, tuning) if way.fastest else tuning.best
-    ours = AdaptiveRetriever.build(case.documents, **built_as(tuning, best))
+    ours = AdaptiveRetriever.build(case.documents, **tuning.options_of(best))
     exact_cost = case.documents.size
     return ours, {
         **_found(ours.settings.dims, ours.settings.shortlists, best.quality, best.operations, exact_cost),
         "tried": [{name: getattr(trade_off, name) for name in kept} for trade_off in tuning.trade_offs],
     }
-
-
-def built_as(tuning: Tuning, chosen: TradeOff) -> dict[str, Any]:
-    """The arguments of ``AdaptiveRetriever.build`` for one of the trade-offs."""
-    options = {"shortlist_dim": chosen.shortlist_dim, "shortlist": chosen.shortlist, "precision": chosen.precision}
-    return {**tuning.fixed, **options}
 
 
 def soonest(case: Case, tuning: Tuning) -> TradeOff:
@@ -266,7 +260,7 @@ def soonest(case: Case, tuning: Tuning) -> TradeOff:
     shortest = {one.shortlist_dim: one for one in longest_first if one.quality >= tuning.target} or {0: tuning.best}
     queries = case.tuning[0]
     retrievers = {
-        str(dim): AdaptiveRetriever.build(case.documents, **built_as(tuning, one)) for dim, one in shortest.items()
+        str(dim): AdaptiveRetriever.build(case.documents, **tuning.options_of(one)) for dim, one in shortest.items()
     }
     wall, _ = race({dim: (partial(one.search, queries, K), len(queries)) for dim, one in retrievers.items()}, 3)
     return shortest[int(min(wall, key=lambda dim: wall[dim]))]

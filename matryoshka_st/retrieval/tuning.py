@@ -97,8 +97,11 @@ class Tuning:
         Raises:
             UserError: If none reaches the target.
         """
-        best = self.best
-        chosen = {"shortlist_dim": best.shortlist_dim, "shortlist": best.shortlist, "precision": best.precision}
+        return self.options_of(self.best)
+
+    def options_of(self, one: TradeOff) -> dict[str, Any]:
+        """One of the trade-offs as arguments of ``AdaptiveRetriever.build``."""
+        chosen = {"shortlist_dim": one.shortlist_dim, "shortlist": one.shortlist, "precision": one.precision}
         return {**self.fixed, **chosen}
 
     def table(self, title: str | None = None) -> Table:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -62,7 +64,7 @@ def test_the_tables_of_the_pages_hold_the_committed_figures() -> None:
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pages = "".join((script.parents[1] / page).read_text() for page in ("README.md", "eval/README.md"))
-    assert pages.count("<!-- table: ") == pages.count("<!-- end of table -->") == 3
+    assert pages.count("<!-- table: ") == pages.count("<!-- end of table -->") == 9
 
 
 def test_fine_tuned_in_domain_64_dims_and_fewer_are_above_ada_002_at_1536() -> None:
@@ -79,3 +81,45 @@ def test_zero_shot_similarity_at_256_dims_is_above_ada_002_at_1536() -> None:
     ada = {s.task: s.score for s in published_scores() if (s.model, s.dim) == ("openai/text-embedding-ada-002", 1536)}
     assert fmean(ada[task] for task in tasks) == pytest.approx(80.72, abs=0.01)
     assert fmean(ours[task, 256] for task in tasks) > fmean(ada[task] for task in tasks)
+
+
+def scores(folder: str) -> dict[tuple[str, int], float]:
+    runs = [run for run in read_runs([RESULTS.parent / folder]) if run.precision == "float32" and not run.variant]
+    return {(run.task, run.dim): 100 * run.score for run in runs}
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS.parent / name).read_text())
+
+
+def test_the_general_recipe_keeps_the_full_width_and_gains_at_few_dims() -> None:
+    tasks = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
+    ours, untrained = scores("ablation/ours-13"), scores("minilm")
+    for dim in DIMS:
+        assert fmean(ours[task, dim] for task in tasks) > fmean(untrained[task, dim] for task in tasks)
+    for task in ("SciFact", "Banking77Classification"):
+        assert ours[task, 384] > untrained[task, 384] - 0.5
+        for dim in (64, 32):
+            assert ours[task, dim] > untrained[task, dim] + 1
+
+
+def test_short_prefixes_find_what_the_full_width_finds_with_far_fewer_operations() -> None:
+    cases = read("bench_retrieval_tasks_cpu.json")["cases"] + read("bench_retrieval_papers_cpu.json")["cases"]
+    assert {case["name"] for case in cases} == {"SciFact", "MLQuestions", "paper_title_abstract"}
+    assert max(case["documents"] for case in cases) >= 87_000
+    for case in cases:
+        good = [way for way in case["ways"] if way.get("ndcg_share", 0) >= 0.995]
+        assert good
+        if case["documents"] >= 10_000:
+            assert max(way["operation_ratio"] for way in good) >= 14
+            assert max(way["clock_ratio_batch"] for way in good) > 1
+            assert max(way["clock_ratio_single"] for way in good) > 1
+
+
+@pytest.mark.parametrize("name", ["banking77", "amazon_massive_intent"])
+def test_the_cascade_is_as_accurate_as_the_full_width(name: str) -> None:
+    case = read("adaptive_classification.json")["cases"][name]
+    found = case["cascades"]["tolerance 0.005"]
+    assert found["accuracy"] > case["accuracy_per_dim"][-1] - 0.005
+    assert found["expected_dims"] < 384 / 2
+    assert case["oracle"]["accuracy"] > case["accuracy_per_dim"][-1]
