@@ -235,7 +235,7 @@ def adaptive(case: Case, way: Way, target: float) -> tuple[AdaptiveRetriever, di
         case.tuning[0],
         qrels=case.tuning[1],
         target=target,
-        dims=way.dims and [dim for dim in way.dims if dim < case.documents.shape[1]],
+        dims=[dim for dim in way.dims or [] if dim < case.documents.shape[1]] or None,
         lengths=LENGTHS,
         precisions=[way.precision],
         index=way.index,
