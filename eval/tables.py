@@ -29,6 +29,7 @@ IN_DOMAIN = {
     "TweetSentiment": "TweetSentimentExtractionClassification",
 }
 
+FEW_SHOT = "fewshot_massive_intent.json"
 TASKS, PAPERS = "bench_retrieval_tasks_cpu.json", "bench_retrieval_papers_cpu.json"
 KEPT = 0.995  # share of nDCG@10
 
@@ -147,6 +148,22 @@ def heads() -> str:
     return markdown(["dims", *names, "untrained, linear probe"], rows)
 
 
+def few_shot() -> str:
+    """Nearest class mean with few examples, and on a long tail, of nested and of fixed models."""
+    (runs,) = _read(FEW_SHOT)["cases"].values()
+    rows = []
+    for kind, label in (("nested", "MRL"), ("fixed", "FF")):
+        for run in runs[kind]:
+            for tail in run["long_tail"]:
+                shots = {s["shots"]: s["accuracies"] for s in run["few_shot"] if s["dim"] == tail["dim"]}
+                groups = [tail["accuracies"][name] for name in ("all", "head", "middle", "tail")]
+                cells = [_percent(fmean(values)) for values in [*(shots[count] for count in sorted(shots)), *groups]]
+                rows.append((-tail["dim"], [f"{tail['dim']}, {label}", *cells]))
+    counts = sorted({score["shots"] for score in runs["nested"][0]["few_shot"]})
+    head = ["dims", *(f"{count}-shot" for count in counts), "long tail: all", "head", "middle", "tail"]
+    return markdown(head, [row for _, row in sorted(rows, key=lambda row: row[0])])
+
+
 def mlm() -> str:
     """Masked tokens predicted by each prefix."""
     found = _read("mlm_bert_small.json")
@@ -170,6 +187,7 @@ def claims() -> str:
             "funnel retrieval: as good as one pass at full width, about 128x fewer operations", "float32 funnel"
         ),
         *_heads_claims(),
+        _long_tail_claim(),
     ]
     return markdown(["the paper, on images", "here, on text"], rows)
 
@@ -226,6 +244,18 @@ def _heads_claims() -> list[list[str]]:
     ]
 
 
+def _long_tail_claim() -> list[str]:
+    (runs,) = _read(FEW_SHOT)["cases"].values()
+    tails = {
+        kind: {s["dim"]: fmean(s["accuracies"]["tail"]) for run in runs[kind] for s in run["long_tail"]}
+        for kind in ("nested", "fixed")
+    }
+    apart = ", ".join(
+        f"{100 * (tails['nested'][dim] - score):+.2f} at {dim}" for dim, score in sorted(tails["fixed"].items())
+    )
+    return ["up to 2 % better than fixed models on the tail of few-shot classes", f"MassiveIntent, tail: {apart} dims"]
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "claims": claims,
     "in-domain": in_domain,
@@ -236,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "adaptive": adaptive,
     "heads": heads,
     "mlm": mlm,
+    "few-shot": few_shot,
 }
 
 
