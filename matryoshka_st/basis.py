@@ -5,7 +5,9 @@
 - :func:`learn_rotation`: most of those products are between texts that have nothing to do with each other, but what
   retrieval and classification ask of a prefix is who is near. From the singular vectors on, the orthogonal matrix
   minimises, summed over the dims, the divergence of each text's softmax over the other texts of a batch at the prefix
-  from that at the full width (distillation, arXiv 1503.02531, of similarities, arXiv 1907.09682).
+  from that at the full width (distillation, arXiv 1503.02531, of similarities, arXiv 1907.09682). What all texts have
+  in common tells none apart and would take length from every prefix: their mean direction is left out of both sides
+  and becomes the last coordinate (as the mean is taken out in "all but the top", arXiv 1702.01417).
 """
 
 from __future__ import annotations
@@ -52,10 +54,7 @@ def fit_rotation(embeddings: Float[Tensor, "n width"]) -> Float[Tensor, "width w
     count, width = embeddings.shape
     if count == 0:
         raise UserError("There are no embeddings to fit a rotation on; give at least as many texts as the width.")
-    finite = embeddings.isfinite().all(dim=-1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise UserError(f"Embedding {row} of {count} is not finite, so no rotation fits; repair the model or drop it.")
+    _require_finite(embeddings)
     if count < width:
         logger.warning(
             "Fitting a rotation of width %d on %d texts leaves its last coordinates in arbitrary order; "
@@ -78,8 +77,8 @@ def learn_rotation(
     embeddings: Float[Tensor, "n width"],
     dims: Sequence[int],
     *,
-    steps: int = 300,
-    batch_size: int = 512,
+    steps: int = 600,
+    batch_size: int = 1024,
     learning_rate: float = 1e-2,
     scale: float = 20.0,
     seed: int = 13,
@@ -102,29 +101,43 @@ def learn_rotation(
         UserError: If dims or embeddings will not do, or ``steps`` is negative.
     """
     if steps < 0:
-        raise UserError(f"The rotation's steps are {steps}; give 0 (singular vectors alone) or more, 300 is usual.")
+        raise UserError(f"The rotation's steps are {steps}; give 0 (singular vectors alone) or more, 600 is usual.")
     count, width = embeddings.shape
-    start = fit_rotation(embeddings)
     cut = [dim for dim in MatryoshkaDims.of(dims, width=width).dims if dim < width]
     if steps == 0 or not cut or count < 3:
-        return start
-    unit = F.normalize(embeddings.float(), dim=-1)
+        return fit_rotation(embeddings)
+    _require_finite(embeddings)
+    unit = without_mean(embeddings)
+    start = fit_rotation(unit)
+    learned, last = unit @ start[:, :-1], start[:, -1:]
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        turn = _orthogonal(start)
+        turn = _orthogonal(width - 1, unit.device)
         optimizer = torch.optim.Adam(turn.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         draw = torch.Generator().manual_seed(seed)
         for _ in range(steps):
             rows = torch.randperm(count, generator=draw)[:batch_size].to(unit.device)
             optimizer.zero_grad()
-            neighbour_divergence(unit[rows], turn(unit[rows]), cut, scale=scale).backward()
+            neighbour_divergence(unit[rows], turn(learned[rows]), cut, scale=scale).backward()
             optimizer.step()
             schedule.step()
-    return turn.weight.detach().T.contiguous()
+    return torch.cat([start[:, :-1] @ turn.weight.detach().T, last], dim=1)
+
+
+def without_mean(embeddings: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+    """Unit vectors, float32, of the embeddings without the direction of their mean: it is orthogonal to all of them.
+
+    >>> without_mean(torch.tensor([[1.0, 3.0], [-1.0, 3.0]]))
+    tensor([[ 1.,  0.],
+            [-1.,  0.]])
+    """
+    unit = F.normalize(embeddings.float(), dim=-1)
+    common = F.normalize(unit.mean(dim=0), dim=0)
+    return F.normalize(unit - torch.outer(unit @ common, common), dim=-1)
 
 
 def neighbour_divergence(
-    unit: Float[Tensor, "n width"], rotated: Float[Tensor, "n width"], dims: Sequence[int], *, scale: float
+    unit: Float[Tensor, "n width"], rotated: Float[Tensor, "n rotated"], dims: Sequence[int], *, scale: float
 ) -> Float[Tensor, ""]:
     """``KL(full width || prefix)`` of each row's softmax over the other rows, averaged over rows, summed over dims.
 
@@ -143,17 +156,24 @@ def neighbour_divergence(
     return torch.stack([F.kl_div(log_p, wanted, reduction="batchmean", log_target=True) for log_p in found]).sum()
 
 
+def _require_finite(embeddings: Float[Tensor, "n width"]) -> None:
+    finite = embeddings.isfinite().all(dim=-1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise UserError(
+            f"Embedding {row} of {len(embeddings)} is not finite, so no rotation fits; repair the model or drop it."
+        )
+
+
 def _neighbours(x: Float[Tensor, "n dim"], scale: float) -> Float[Tensor, "n others"]:
     scores = scale * x @ x.T
     others = scores.flatten()[:-1].view(len(x) - 1, len(x) + 1)[:, 1:].reshape(len(x), len(x) - 1)
     return torch.log_softmax(others, dim=1)
 
 
-def _orthogonal(start: Float[Tensor, "width width"]) -> nn.Linear:
-    width = len(start)
-    turn = nn.Linear(width, width, bias=False, device=start.device)
-    with torch.no_grad():
-        turn.weight.copy_(start.T)
+def _orthogonal(width: int, device: torch.device) -> nn.Linear:
+    turn = nn.Linear(width, width, bias=False, device=device)
+    nn.init.eye_(turn.weight)
     orthogonal(turn, orthogonal_map="cayley")
     return turn
 

@@ -116,19 +116,21 @@ def search(context: typer.Context) -> None:
 def rotate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'bundled'.")],
     texts: Annotated[
-        str, typer.Option(help="Texts to fit on: pairs (hub id, file, 'docstrings') or a .txt, one a line.")
+        list[str],
+        typer.Option(help="Texts to fit on: pairs (hub id, file, 'docstrings') or a .txt, one a line; repeatable."),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the rotated model.")],
-    max_texts: Annotated[int, typer.Option(help="Fit on at most so many texts.")] = 5000,
+    max_texts: Annotated[int, typer.Option(help="Fit on at most so many texts of each.")] = 5000,
     steps: Annotated[
-        int, typer.Option(help="Learn the rotation so long, 300 is usual; 0: singular vectors alone.")
+        int, typer.Option(help="Learn the rotation so long, 600 is usual; 0: singular vectors alone.")
     ] = 0,
 ) -> None:
     """Make a model cuttable without training: full width unchanged, prefixes better."""
     from matryoshka_st.rotation import rotate as run
     from matryoshka_st.training.held_out import load_texts
 
-    folder = run(model, load_texts(texts, max_texts), output, steps=steps, progress=True)
+    drawn = [text for source in texts for text in load_texts(source, max_texts)]
+    folder = run(model, drawn, output, steps=steps, progress=True)
     typer.echo(f"Rotated model: {folder}")
 
 

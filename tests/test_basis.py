@@ -54,6 +54,17 @@ def test_it_stays_orthogonal_is_repeatable_and_leaves_the_random_state_alone() -
         assert torch.equal(rotation, learn_rotation(embeddings, [32, 4], steps=30, batch_size=32))
 
 
+def test_what_all_texts_share_stays_out_of_the_prefixes() -> None:
+    embeddings = clustered(400, 32) + 3.0
+    common = F.normalize(F.normalize(embeddings, dim=1).mean(dim=0), dim=0)
+    lengths = {
+        steps: (common @ learn_rotation(embeddings, [32, 8], steps=steps, batch_size=128))[:8].norm().item()
+        for steps in (0, 100)
+    }
+    assert lengths[0] > 0.99
+    assert lengths[100] < 0.1
+
+
 def test_without_steps_or_a_prefix_it_is_the_singular_vectors() -> None:
     embeddings = clustered(100, 16)
     assert torch.equal(learn_rotation(embeddings, [16, 4], steps=0), fit_rotation(embeddings))
@@ -84,6 +95,13 @@ def test_the_divergence_is_that_of_softmaxes_over_the_others() -> None:
 def test_bad_input_is_refused(dims: list[int], steps: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         learn_rotation(clustered(40, 16), dims, steps=steps)
+
+
+def test_an_embedding_that_is_not_finite_is_named() -> None:
+    embeddings = clustered(40, 16)
+    embeddings[7, 3] = float("nan")
+    with pytest.raises(UserError, match="Embedding 7 of 40 is not finite"):
+        learn_rotation(embeddings, [8], steps=5)
 
 
 def test_rotate_and_recipes_build_it_in(tiny_model_path: Path, tmp_path: Path) -> None:

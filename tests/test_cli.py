@@ -93,9 +93,10 @@ def test_bad_input_is_one_sentence_and_code_2(
 
 
 def test_rotate_then_verify(run: Run, tiny_model_path: Path, tmp_path: Path) -> None:
-    texts, output = tmp_path / "texts.txt", tmp_path / "rotated"
-    texts.write_text("\n".join(f"text number {i} of many" for i in range(64)))
-    code, text, _ = run("rotate", tiny_model_path, "--texts", texts, "--output", output)
+    texts, more, output = tmp_path / "texts.txt", tmp_path / "more.txt", tmp_path / "rotated"
+    texts.write_text("\n".join(f"text number {i} of many" for i in range(44)))
+    more.write_text("\n".join(f"another text, {i}" for i in range(20)))
+    code, text, _ = run("rotate", tiny_model_path, "--texts", texts, "--texts", more, "--output", output)
     assert code == 0
     assert f"Rotated model: {output}" in text
     assert declared_dims(output) == (4, 8, 16, 32)

@@ -29,19 +29,24 @@ class ModelArguments:
             "model keeps the larger of the two."
         },
     )
-    rotate: str | None = field(
+    rotate: list[str] | None = field(
         default=None,
         metadata={
             "help": "Start from a rotation of the width fitted on these texts, so that the leading coordinates carry "
-            "most from step 0: 'train' (the training texts), or any --train_data source."
+            "most from step 0: 'train' (the training texts), or any --train_data sources."
         },
     )
-    rotate_texts: int = field(default=5000, metadata={"help": "At most this many texts to fit the rotation on."})
+    rotate_texts: list[int] = field(
+        default_factory=lambda: [5000],
+        metadata={
+            "help": "At most this many texts of each source to fit the rotation on: one number for all, or one each."
+        },
+    )
     rotate_steps: int = field(
         default=0,
         metadata={
             "help": "Learn the rotation for so many steps, seconds in all, so that each prefix has the neighbours of "
-            "the full width; 300 is usual. 0: singular vectors alone."
+            "the full width; 600 is usual. 0: singular vectors alone."
         },
     )
     attn_implementation: str | None = field(

@@ -28,7 +28,7 @@ from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import rotate_model
 from matryoshka_st.training.classifier_arguments import ClassifierRecipe, as_yaml, parse_classifier
 from matryoshka_st.training.held_out import load_texts
-from matryoshka_st.training.prepare import Prepared, adapt, basis, load_base_model, score, scores_line
+from matryoshka_st.training.prepare import Prepared, adapt, basis, load_base_model, one_each, score, scores_line
 from matryoshka_st.training.resume import resume_point
 from matryoshka_st.training.run import carry_out, quiet_logging
 from matryoshka_st.training.summary import Scores
@@ -201,11 +201,15 @@ def _set_class_means(
 
 
 def _rotation_texts(recipe: ClassifierRecipe, train: Dataset) -> list[str]:
-    count, seed = recipe.model.rotate_texts, recipe.trainer.seed
-    if recipe.model.rotate != "train":
-        return load_texts(str(recipe.model.rotate), count, seed)
-    texts = list(dict.fromkeys(train["text"][:]))
-    return random.Random(seed).sample(texts, min(count, len(texts)))  # noqa: S311
+    sources, seed, texts = recipe.model.rotate or [], recipe.trainer.seed, list[str]()
+    counts = one_each("rotate_texts", recipe.model.rotate_texts, len(sources), "sources of --rotate")
+    for source, count in zip(sources, counts, strict=True):
+        if source == "train":
+            own = list(dict.fromkeys(train["text"][:]))
+            texts += random.Random(seed).sample(own, min(count, len(own)))  # noqa: S311
+        else:
+            texts += load_texts(source, count, seed)
+    return texts
 
 
 def _without_texts(train: Dataset, held_out: Dataset) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -137,11 +138,7 @@ def load_train_data(recipe: Recipe) -> Dataset | DatasetDict:
     if data.max_train_rows is None:
         return train
     sets = train if isinstance(train, DatasetDict) else {"train": train}
-    limits = data.max_train_rows * len(sets) if len(data.max_train_rows) == 1 else data.max_train_rows
-    if len(limits) != len(sets):
-        raise UserError(
-            f"max_train_rows has {len(limits)} numbers for {len(sets)} training sets; give one for all or one each."
-        )
+    limits = one_each("max_train_rows", data.max_train_rows, len(sets), "training sets")
     if min(limits) < 1:
         raise UserError(f"max_train_rows is {min(limits)}; give 1 or more, or leave it out for all rows.")
     heads = {
@@ -188,16 +185,34 @@ def dry_run(recipe: Recipe) -> None:
     console.print("The recipe is ready to run.")
 
 
+def one_each(name: str, numbers: Sequence[int], count: int, things: str) -> Sequence[int]:
+    """One number for each of ``count`` things, where one was given for all of them or one for each.
+
+    Raises:
+        UserError: If another count of numbers was given.
+    """
+    if len(numbers) not in (1, count):
+        raise UserError(f"{name} has {len(numbers)} numbers for {count} {things}; give one for all or one each.")
+    return list(numbers) * count if len(numbers) == 1 else numbers
+
+
 def basis(recipe: RunRecipe, dims: tuple[int, ...]) -> Fit:
     """What ``--rotate`` fits on its texts for these dims."""
     return partial(learn_rotation, dims=dims, steps=recipe.model.rotate_steps, seed=recipe.trainer.seed)
 
 
 def rotation_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
-    """The texts that ``--rotate`` names, at most ``rotate_texts`` of them."""
-    if recipe.model.rotate != "train":
-        train = load_pairs(str(recipe.model.rotate), bad_rows=recipe.data.bad_rows)
-    return sample_texts(train, recipe.model.rotate_texts, recipe.trainer.seed)
+    """The texts that ``--rotate`` names, at most ``rotate_texts`` of each source.
+
+    Raises:
+        UserError: If a source cannot be read, or there are neither one nor as many ``rotate_texts`` as sources.
+    """
+    sources, texts = recipe.model.rotate or [], list[str]()
+    counts = one_each("rotate_texts", recipe.model.rotate_texts, len(sources), "sources of --rotate")
+    for source, count in zip(sources, counts, strict=True):
+        pairs = train if source == "train" else load_pairs(source, bad_rows=recipe.data.bad_rows)
+        texts += sample_texts(pairs, count, recipe.trainer.seed)
+    return texts
 
 
 def _kernels(recipe: RunRecipe) -> dict[str, Any]:
