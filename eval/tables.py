@@ -165,13 +165,16 @@ def few_shot() -> str:
 
 
 def mlm() -> str:
-    """Masked tokens predicted by each prefix."""
-    found = _read("mlm_bert_small.json")
-    rows = [
-        [str(dim), _percent(found["accuracy"][str(dim)]), f"{found['loss'][str(dim)]:.3f}"]
-        for dim in sorted(map(int, found["accuracy"]), reverse=True)
-    ]
-    return markdown(["dims", "accuracy x100", "loss, nats"], rows)
+    """Masked tokens predicted by each prefix, and by always naming the most frequent one."""
+    rows = []
+    for label, name in (("MiniLM, new head", "mlm_minilm.json"), ("from scratch", "mlm_bert_small.json")):
+        found = _read(name)
+        for dim in sorted(map(int, found["accuracy"]), reverse=True):
+            rows.append(
+                [label, str(dim), _percent(found["accuracy"][str(dim)]), f"{found['loss'][str(dim)]:.3f}"]
+                + [_percent(found["most_frequent"])]
+            )
+    return markdown(["start", "dims", "accuracy x100", "loss, nats", "most frequent token"], rows)
 
 
 def claims() -> str:
