@@ -170,10 +170,8 @@ def mlm() -> str:
     for label, name in (("MiniLM, new head", "mlm_minilm.json"), ("from scratch", "mlm_bert_small.json")):
         found = _read(name)
         for dim in sorted(map(int, found["accuracy"]), reverse=True):
-            rows.append(
-                [label, str(dim), _percent(found["accuracy"][str(dim)]), f"{found['loss'][str(dim)]:.3f}"]
-                + [_percent(found["most_frequent"])]
-            )
+            accuracy, loss = found["accuracy"][str(dim)], found["loss"][str(dim)]
+            rows.append([label, str(dim), _percent(accuracy), f"{loss:.3f}", _percent(found["most_frequent"])])
     return markdown(["start", "dims", "accuracy x100", "loss, nats", "most frequent token"], rows)
 
 
