@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +31,7 @@ IN_DOMAIN = {
 
 FEW_SHOT = "fewshot_massive_intent.json"
 TASKS, PAPERS = "bench_retrieval_tasks_cpu.json", "bench_retrieval_papers_cpu.json"
+SEEDS = (13, 14, 15)  # of the ablation
 KEPT = 0.995  # share of nDCG@10
 
 Scores = Mapping[tuple[str, int], float]
@@ -92,6 +93,28 @@ def elsewhere() -> str:
 def general() -> str:
     """What the general recipe did to each task."""
     return _gains("ablation/ours-13", "general recipe (beside untrained)")
+
+
+def ablation() -> str:
+    """Training at equal budget: mean over seeds and their standard deviation, per task and dim."""
+    rows_of = {
+        "untrained": [measured("minilm")],
+        "sentence-transformers": [measured(f"ablation/host-{seed}") for seed in SEEDS],
+        "ours": [measured(f"ablation/ours-{seed}") for seed in SEEDS],
+    }
+    dims = [384, 256, 128, 64, 32, 16]
+    rows = []
+    for task in ("STS-7", "SciFact", "Banking77Classification"):
+        for label, runs in rows_of.items():
+            cells = [[run[task, dim] for run in runs if (task, dim) in run] for dim in dims]
+            rows.append([f"{task}, {label}", *map(_mean_and_spread, cells)])
+    return markdown(["", *map(str, dims)], rows)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{fmean(values):.2f}" + (f" ±{stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def retrieval() -> str:
@@ -266,6 +289,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval,
     "adaptive": adaptive,
     "heads": heads,
+    "ablation": ablation,
     "mlm": mlm,
     "few-shot": few_shot,
 }
