@@ -31,6 +31,7 @@ IN_DOMAIN = {
 
 FEW_SHOT = "fewshot_massive_intent.json"
 TASKS, PAPERS = "bench_retrieval_tasks_cpu.json", "bench_retrieval_papers_cpu.json"
+OWN_TEXTS = {"Banking77Classification": "banking77", "MassiveIntentClassification": "amazon_massive_intent"}
 SEEDS = (13, 14, 15)  # of the ablation
 KEPT = 0.995  # share of nDCG@10
 
@@ -93,6 +94,22 @@ def elsewhere() -> str:
 def general() -> str:
     """What the general recipe did to each task."""
     return _gains("ablation/ours-13", "general recipe (beside untrained)")
+
+
+def own_texts() -> str:
+    """The untrained model, cut, and rotated on the unlabelled texts of each task's own train split."""
+    dims = [384, 256, 128, 64, 32, 16]
+    rows = []
+    for task, name in OWN_TEXTS.items():
+        for label, folder in {
+            "cut": "minilm",
+            "rotated, singular vectors": f"rotated/{name}-0",
+            "rotated, learned": f"rotated/{name}-600",
+        }.items():
+            scores = measured(folder)
+            cells = [f"{scores[task, dim]:.2f}" if (task, dim) in scores else "-" for dim in dims]
+            rows.append([f"{task.removesuffix('Classification')}, {label}", *cells])
+    return markdown(["untrained MiniLM", *map(str, dims)], rows)
 
 
 def ablation() -> str:
@@ -290,6 +307,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "adaptive": adaptive,
     "heads": heads,
     "ablation": ablation,
+    "own-texts": own_texts,
     "mlm": mlm,
     "few-shot": few_shot,
 }
