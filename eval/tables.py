@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any
@@ -39,6 +40,7 @@ Scores = Mapping[tuple[str, int], float]
 """Main score x100 by task and dim."""
 
 
+@cache
 def measured(name: str) -> Scores:
     """Float32 scores of committed results."""
     runs = read_runs([RESULTS / name])

@@ -120,7 +120,7 @@ def rotate(
         typer.Option(help="Texts to fit on: pairs (hub id, file, 'docstrings') or a .txt, one a line; repeatable."),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the rotated model.")],
-    max_texts: Annotated[int, typer.Option(help="Fit on at most so many texts of each.")] = 5000,
+    max_texts: Annotated[int, typer.Option(min=1, help="Fit on at most so many texts of each.")] = 5000,
     steps: Annotated[
         int, typer.Option(help="Learn the rotation so long, 600 is usual; 0: singular vectors alone.")
     ] = 0,

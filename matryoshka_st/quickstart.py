@@ -28,7 +28,7 @@ from matryoshka_st.models import load_model
 from matryoshka_st.recipes import recipe_path
 from matryoshka_st.rotation import rotate_model
 from matryoshka_st.training.arguments import Recipe
-from matryoshka_st.training.prepare import load_train_data, rotation_texts
+from matryoshka_st.training.prepare import load_train_data, recipe_texts
 from matryoshka_st.training.recipe import parse_recipe
 from matryoshka_st.training.run import train
 
@@ -80,7 +80,7 @@ def quickstart(output: Path, *, train_rows: int = 2560, test_queries: int = 1200
 def _models(recipe: Recipe, output: Path) -> Sequence[tuple[str, SentenceTransformer]]:
     rotated = load_model(recipe.model.model_name_or_path)
     rotated.max_seq_length = recipe.model.max_seq_length
-    rotate_model(rotated, rotation_texts(recipe, load_train_data(recipe)), progress=True)
+    rotate_model(rotated, recipe_texts(recipe, load_train_data(recipe)), progress=True)
     return [
         (UNTRAINED, load_model(recipe.model.model_name_or_path)),
         (ROTATED, rotated),

@@ -48,7 +48,7 @@ def rotate_model(
     Args:
         model: A model at its full width. Its default prompt applies, as in ``encode``.
         texts: Texts like the ones to be embedded later; repeated ones count once. A few thousand are enough.
-        fit: :func:`fit_rotation`, or :func:`~matryoshka_st.learned_rotation.learn_rotation` with its dims.
+        fit: :func:`fit_rotation`, or :func:`~matryoshka_st.basis.learn_rotation` with its dims.
         batch_size: Texts encoded at a time.
         progress: Show a progress bar while encoding.
 

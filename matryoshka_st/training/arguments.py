@@ -45,8 +45,8 @@ class ModelArguments:
     rotate_steps: int = field(
         default=0,
         metadata={
-            "help": "Learn the rotation for so many steps, seconds in all, so that each prefix has the neighbours of "
-            "the full width; 600 is usual. 0: singular vectors alone."
+            "help": "Learn the rotation for so many steps, a minute or two in all, so that each prefix has the "
+            "neighbours of the full width; 600 is usual. 0: singular vectors alone."
         },
     )
     attn_implementation: str | None = field(

@@ -27,8 +27,8 @@ from matryoshka_st.models import embedding_width
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import rotate_model
 from matryoshka_st.training.classifier_arguments import ClassifierRecipe, as_yaml, parse_classifier
-from matryoshka_st.training.held_out import load_texts
-from matryoshka_st.training.prepare import Prepared, adapt, basis, load_base_model, one_each, score, scores_line
+from matryoshka_st.training.per_source import rotation_texts
+from matryoshka_st.training.prepare import Prepared, adapt, basis, load_base_model, score, scores_line
 from matryoshka_st.training.resume import resume_point
 from matryoshka_st.training.run import carry_out, quiet_logging
 from matryoshka_st.training.summary import Scores
@@ -115,7 +115,9 @@ def prepare(
     _set_class_means(loss.head, model, data.train, recipe)
     before = score(model, evaluator)
     if recipe.model.rotate:
-        texts = _rotation_texts(recipe, data.train)
+        seed = recipe.trainer.seed
+        own = partial(_own_texts, data.train, seed=seed)
+        texts = rotation_texts(recipe.model, own, seed=seed, bad_rows=recipe.data.bad_rows)
         rotate_model(model, texts, fit=basis(recipe, chosen.dims), progress=not recipe.trainer.disable_tqdm)
         _set_class_means(loss.head, model, data.train, recipe)
     if recipe.head.fixed is not None:
@@ -200,16 +202,9 @@ def _set_class_means(
     head.set_class_means(embeddings, torch.tensor(train["label"][:], device=embeddings.device))
 
 
-def _rotation_texts(recipe: ClassifierRecipe, train: Dataset) -> list[str]:
-    sources, seed, texts = recipe.model.rotate or [], recipe.trainer.seed, list[str]()
-    counts = one_each("rotate_texts", recipe.model.rotate_texts, len(sources), "sources of --rotate")
-    for source, count in zip(sources, counts, strict=True):
-        if source == "train":
-            own = list(dict.fromkeys(train["text"][:]))
-            texts += random.Random(seed).sample(own, min(count, len(own)))  # noqa: S311
-        else:
-            texts += load_texts(source, count, seed)
-    return texts
+def _own_texts(train: Dataset, count: int, seed: int) -> list[str]:
+    texts = list(dict.fromkeys(train["text"][:]))
+    return random.Random(seed).sample(texts, min(count, len(texts)))  # noqa: S311
 
 
 def _without_texts(train: Dataset, held_out: Dataset) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from matryoshka_st.data import load_pairs, normalize_text, split_holdout
+from matryoshka_st.data import BadRows, load_pairs, normalize_text, split_holdout
 from matryoshka_st.data.sources import DOCSTRINGS, read_source
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import (
@@ -94,7 +94,7 @@ def sample_texts(train: Dataset | DatasetDict, count: int, seed: int) -> list[st
     return random.Random(seed).sample(texts, min(count, len(texts)))  # noqa: S311
 
 
-def load_texts(source: str, count: int, seed: int = 13) -> list[str]:
+def load_texts(source: str, count: int, seed: int = 13, bad_rows: BadRows = "error") -> list[str]:
     """Distinct texts: the lines of a .txt file, or anchors and positives of any source of pairs.
 
     Raises:
@@ -102,7 +102,7 @@ def load_texts(source: str, count: int, seed: int = 13) -> list[str]:
     """
     path = Path(source)
     if path.suffix != ".txt":
-        return sample_texts(load_pairs(source), count, seed)
+        return sample_texts(load_pairs(source, bad_rows=bad_rows), count, seed)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

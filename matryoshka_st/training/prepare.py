@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 from transformers import set_seed
 
 from matryoshka_st.basis import learn_rotation
-from matryoshka_st.data import describe_columns, load_pairs, load_training_sets, require_batch
+from matryoshka_st.data import describe_columns, load_training_sets, require_batch
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
 from matryoshka_st.export import check_target, declare_dims
@@ -32,6 +31,7 @@ from matryoshka_st.training.average import start_weights
 from matryoshka_st.training.held_out import build_evaluator, sample_texts
 from matryoshka_st.training.lora import add_lora
 from matryoshka_st.training.loss import build_loss
+from matryoshka_st.training.per_source import one_each, rotation_texts
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     require_batch(smallest, recipe.trainer.per_device_train_batch_size)
     before = score(model, evaluator)
     if recipe.model.rotate:
-        texts = rotation_texts(recipe, train)
+        texts = recipe_texts(recipe, train)
         rotate_model(model, texts, fit=basis(recipe, dims), progress=not recipe.trainer.disable_tqdm)
     if recipe.matryoshka.fixed is not None:
         keep_prefix(model, recipe.matryoshka.fixed)
@@ -139,8 +139,6 @@ def load_train_data(recipe: Recipe) -> Dataset | DatasetDict:
         return train
     sets = train if isinstance(train, DatasetDict) else {"train": train}
     limits = one_each("max_train_rows", data.max_train_rows, len(sets), "training sets")
-    if min(limits) < 1:
-        raise UserError(f"max_train_rows is {min(limits)}; give 1 or more, or leave it out for all rows.")
     heads = {
         name: _head(rows, limit, recipe.trainer.seed) for (name, rows), limit in zip(sets.items(), limits, strict=True)
     }
@@ -185,34 +183,20 @@ def dry_run(recipe: Recipe) -> None:
     console.print("The recipe is ready to run.")
 
 
-def one_each(name: str, numbers: Sequence[int], count: int, things: str) -> Sequence[int]:
-    """One number for each of ``count`` things, where one was given for all of them or one for each.
-
-    Raises:
-        UserError: If another count of numbers was given.
-    """
-    if len(numbers) not in (1, count):
-        raise UserError(f"{name} has {len(numbers)} numbers for {count} {things}; give one for all or one each.")
-    return list(numbers) * count if len(numbers) == 1 else numbers
-
-
 def basis(recipe: RunRecipe, dims: tuple[int, ...]) -> Fit:
     """What ``--rotate`` fits on its texts for these dims."""
     return partial(learn_rotation, dims=dims, steps=recipe.model.rotate_steps, seed=recipe.trainer.seed)
 
 
-def rotation_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
-    """The texts that ``--rotate`` names, at most ``rotate_texts`` of each source.
+def recipe_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
+    """The texts that the recipe rotates on; ``train`` are its training pairs.
 
     Raises:
-        UserError: If a source cannot be read, or there are neither one nor as many ``rotate_texts`` as sources.
+        UserError: If a source cannot be read, or ``rotate_texts`` do not fit the sources.
     """
-    sources, texts = recipe.model.rotate or [], list[str]()
-    counts = one_each("rotate_texts", recipe.model.rotate_texts, len(sources), "sources of --rotate")
-    for source, count in zip(sources, counts, strict=True):
-        pairs = train if source == "train" else load_pairs(source, bad_rows=recipe.data.bad_rows)
-        texts += sample_texts(pairs, count, recipe.trainer.seed)
-    return texts
+    seed = recipe.trainer.seed
+    own = partial(sample_texts, train, seed=seed)
+    return rotation_texts(recipe.model, own, seed=seed, bad_rows=recipe.data.bad_rows)
 
 
 def _kernels(recipe: RunRecipe) -> dict[str, Any]:

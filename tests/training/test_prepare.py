@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.training.prepare import load_train_data, prepare, rotation_texts
+from matryoshka_st.training.prepare import load_train_data, prepare, recipe_texts
 from matryoshka_st.training.recipe import parse_recipe
 
 
@@ -36,14 +36,17 @@ def test_a_rotation_reads_several_sources_so_many_texts_of_each(flags: list[str]
     other = tmp_path / "other.csv"
     other.write_text("anchor,positive\n" + "\n".join(f"a lone ask {i},its own reply {i}" for i in range(20)))
     recipe = parse_recipe([*flags, "--rotate", "train", str(other), "--rotate_texts", "30", "5"])
-    texts = rotation_texts(recipe, load_train_data(recipe))
+    texts = recipe_texts(recipe, load_train_data(recipe))
     assert len(texts) == 35
     assert sum("lone ask" in text or "own reply" in text for text in texts) == 5
     recipe = parse_recipe([*flags, "--rotate", "train", str(other), "--rotate_texts", "8"])
-    assert len(rotation_texts(recipe, load_train_data(recipe))) == 16
+    assert len(recipe_texts(recipe, load_train_data(recipe))) == 16
     recipe = parse_recipe([*flags, "--rotate", "train", "--rotate_texts", "8", "9"])
     with pytest.raises(UserError, match="rotate_texts has 2 numbers for 1 sources of --rotate; give one for all"):
-        rotation_texts(recipe, load_train_data(recipe))
+        recipe_texts(recipe, load_train_data(recipe))
+    recipe = parse_recipe([*flags, "--rotate", "train", "--rotate_texts", "0"])
+    with pytest.raises(UserError, match="rotate_texts is 0; give 1 or more"):
+        recipe_texts(recipe, load_train_data(recipe))
 
 
 def test_dropout_is_set_for_the_run_and_not_saved(flags: list[str], tmp_path: Path) -> None:
