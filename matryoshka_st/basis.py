@@ -8,6 +8,8 @@
   from that at the full width (distillation, arXiv 1503.02531, of similarities, arXiv 1907.09682). What all texts have
   in common tells none apart and would take length from every prefix: their mean direction is left out of both sides
   and becomes the last coordinate (as the mean is taken out in "all but the top", arXiv 1702.01417).
+  Pairs of texts that belong together, where there are any, add their own InfoNCE (arXiv 1807.03748) at each prefix:
+  what a question shares with its answer then comes before what it shares with other questions.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from matryoshka_st.errors import UserError
+from matryoshka_st.infonce import nested_infonce
 from matryoshka_st.nesting import MatryoshkaDims, truncate_normalize
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,8 @@ def learn_rotation(
     embeddings: Float[Tensor, "n width"],
     dims: Sequence[int],
     *,
+    pairs: Sequence[Int[Tensor, "pairs 2"]] = (),
+    contrast: float = 1.0,
     steps: int = 600,
     batch_size: int = 1024,
     learning_rate: float = 1e-2,
@@ -88,8 +93,11 @@ def learn_rotation(
     Args:
         embeddings: One row per text; their lengths do not matter.
         dims: Prefixes to be served; the full width is served by any rotation.
+        pairs: Row numbers of texts that belong together, anchor and positive, one tensor for each set. Each step takes
+            pairs of one set, drawn in proportion to the root of the sets' sizes.
+        contrast: Weight of the pairs' InfoNCE beside the divergence of the neighbours, both summed over the dims.
         steps: Of Adam, with warm-up and cosine decay, from the singular vectors. 0 returns these.
-        batch_size: Texts that are each other's candidates.
+        batch_size: Texts that are each other's candidates; half as many pairs are.
         learning_rate: Peak.
         scale: 1 / temperature of the softmaxes.
         seed: Of the batches.
@@ -98,8 +106,10 @@ def learn_rotation(
         A float32 rotation on the device of the embeddings.
 
     Raises:
-        UserError: If dims or embeddings will not do, or ``steps`` is negative.
+        UserError: If dims or embeddings will not do, or ``steps`` or ``contrast`` is negative.
     """
+    if contrast < 0:
+        raise UserError(f"The contrast of the rotation's pairs is {contrast}; give 0 (none) or more, 1 is usual.")
     if steps < 0:
         raise UserError(f"The rotation's steps are {steps}; give 0 (singular vectors alone) or more, 600 is usual.")
     count, width = embeddings.shape
@@ -117,8 +127,12 @@ def learn_rotation(
         draw = torch.Generator().manual_seed(seed)
         for _ in range(steps):
             rows = torch.randperm(count, generator=draw)[:batch_size].to(unit.device)
+            loss = neighbour_divergence(unit[rows], turn(learned[rows]), cut, scale=scale)
+            if pairs:
+                anchors, positives = turn(learned[_some_pairs(pairs, batch_size // 2, draw).to(unit.device)]).unbind(1)
+                loss = loss + contrast * nested_infonce(anchors, positives, matryoshka_dims=cut, scale=scale).sum()
             optimizer.zero_grad()
-            neighbour_divergence(unit[rows], turn(learned[rows]), cut, scale=scale).backward()
+            loss.backward()
             optimizer.step()
             schedule.step()
     return torch.cat([start[:, :-1] @ turn.weight.detach().T, last], dim=1)
@@ -169,6 +183,16 @@ def _neighbours(x: Float[Tensor, "n dim"], scale: float) -> Float[Tensor, "n oth
     scores = scale * x @ x.T
     others = scores.flatten()[:-1].view(len(x) - 1, len(x) + 1)[:, 1:].reshape(len(x), len(x) - 1)
     return torch.log_softmax(others, dim=1)
+
+
+def _some_pairs(pairs: Sequence[Int[Tensor, "pairs 2"]], count: int, draw: torch.Generator) -> Int[Tensor, "drawn 2"]:
+    """Pairs of one set, at most ``count``, that have no text in common: it would be a wrong negative."""
+    sizes = torch.tensor([float(len(rows)) for rows in pairs])
+    chosen = pairs[int(torch.multinomial(sizes.sqrt(), 1, generator=draw))]
+    drawn = chosen[torch.randperm(len(chosen), generator=draw)[:count]]
+    numbers = torch.arange(len(drawn)).repeat_interleave(2)
+    last = torch.zeros(int(drawn.max()) + 1, dtype=torch.long).scatter_reduce(0, drawn.flatten(), numbers, "amax")
+    return drawn[(last[drawn] == torch.arange(len(drawn))[:, None]).all(dim=1)]
 
 
 def _orthogonal(width: int, device: torch.device) -> nn.Linear:

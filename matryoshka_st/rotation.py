@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
@@ -95,6 +95,8 @@ def rotate(
     *,
     dims: Sequence[int] | None = None,
     steps: int = 0,
+    pairs: Sequence[Int[Tensor, "pairs 2"]] = (),
+    contrast: float = 1.0,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Path:
@@ -106,6 +108,8 @@ def rotate(
         output: The folder to write; a model that is already there is replaced once the new one is complete.
         dims: The dims to declare; default: the usual ladder for the model's width.
         steps: Steps to learn the rotation for these dims; 0: singular vectors alone.
+        pairs: Which of the texts, all distinct, belong together (:func:`~matryoshka_st.basis.learn_rotation`).
+        contrast: Their weight.
         batch_size: Texts encoded at a time.
         progress: Show a progress bar while encoding.
 
@@ -118,7 +122,7 @@ def rotate(
     check_target(output)
     model = load_model(model_name)
     declared = declare_dims(model, dims or default_dims(embedding_width(model)))
-    fit = partial(learn_rotation, dims=declared, steps=steps)
+    fit = partial(learn_rotation, dims=declared, steps=steps, pairs=pairs, contrast=contrast)
     rotated = rotate_model(model, texts, fit=fit, batch_size=batch_size, progress=progress)
     return save_model(rotated, output, dims=declared)
 

@@ -41,6 +41,21 @@ def test_prefixes_have_more_of_the_full_width_s_neighbours_than_singular_vectors
     assert shares[200] > shares[0] + 0.05
 
 
+def test_pairs_bring_what_they_share_into_the_prefixes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shared, own = (torch.linalg.qr(torch.randn(32, n, generator=generator))[0].T for n in (4, 8))
+    code = torch.randn(400, 4, generator=generator) @ shared
+    sides = [code + torch.randn(400, 8, generator=generator) @ own for _ in range(2)]
+    pairs = torch.stack([torch.arange(300), torch.arange(300, 600)], dim=1)
+    found = {}
+    for name, given in {"texts": [], "pairs": [pairs]}.items():
+        rotation = learn_rotation(torch.cat([s[:300] for s in sides]), [4], pairs=given, steps=200, batch_size=128)
+        assert torch.allclose(rotation.T @ rotation, torch.eye(32), atol=1e-5)
+        anchors, positives = (truncate_normalize(s[300:] @ rotation, 4) for s in sides)
+        found[name] = ((anchors @ positives.T).argmax(dim=1) == torch.arange(100)).float().mean().item()
+    assert found["pairs"] > found["texts"] + 0.2
+
+
 def test_it_stays_orthogonal_is_repeatable_and_leaves_the_random_state_alone() -> None:
     embeddings = clustered(100, 32)
     state = torch.get_rng_state()
@@ -95,6 +110,11 @@ def test_the_divergence_is_that_of_softmaxes_over_the_others() -> None:
 def test_bad_input_is_refused(dims: list[int], steps: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         learn_rotation(clustered(40, 16), dims, steps=steps)
+
+
+def test_a_negative_contrast_is_refused() -> None:
+    with pytest.raises(UserError, match=r"The contrast of the rotation's pairs is -1\.0; give 0"):
+        learn_rotation(clustered(40, 16), [8], pairs=[torch.tensor([[0, 1]])], contrast=-1.0)
 
 
 def test_an_embedding_that_is_not_finite_is_named() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from matryoshka_st import cli
@@ -73,6 +74,10 @@ def test_each_command_explains_itself(run: Run, command: str) -> None:
         (["report", "nowhere"], "The results folder 'nowhere' does not exist;"),
         (["report", "nowhere", "--titel", "x"], "Unknown argument '--titel'; did you mean '--title'?"),
         (["rotate", "bundled", "--texts", "nowhere.txt", "--output", "x"], "nowhere.txt cannot be read as text"),
+        (
+            ["rotate", "bundled", "--texts", "docstrings", "--output", "x", "--contrast", "1"],
+            "--contrast is for a rotation that is learned; give --steps, 600 is usual.",
+        ),
         (["search", "quer"], "search has no command 'quer'; did you mean 'query'?; use index or query."),
         (["search", "index", "nowhere", "--index", "x"], "'nowhere' does not exist; give a file,"),
         (["search", "query", "nowhere", "x"], "There is no text index in nowhere"),
@@ -103,6 +108,21 @@ def test_rotate_then_verify(run: Run, tiny_model_path: Path, tmp_path: Path) -> 
     code, text, _ = run("verify", output)
     assert code == 0
     assert "FAIL" not in text and "ok   dim 8" in text
+
+
+def test_rotate_with_a_contrast_takes_pairs(run: Run, tiny_model_path: Path, tmp_path: Path) -> None:
+    pairs, output = tmp_path / "pairs.csv", tmp_path / "rotated"
+    pairs.write_text("anchor,positive\n" + "\n".join(f"question {i},its reply {i * 7919 % 101}" for i in range(40)))
+    words = ("rotate", tiny_model_path, "--texts", pairs, "--output", output, "--steps", "10")
+    built = []
+    for contrast in ("0", "1"):
+        code, _, _ = run(*words, "--contrast", contrast)
+        assert code == 0
+        built.append(SentenceTransformer(str(output), device="cpu")[2].linear.weight.detach())
+    assert not torch.allclose(*built, atol=1e-3)
+    code, _, errors = run(*words, "--contrast", "-1")
+    assert code == 2
+    assert "contrast" in errors
 
 
 def test_verify_fails_on_a_poisoned_model(run: Run, tiny_model: SentenceTransformer, tmp_path: Path) -> None:

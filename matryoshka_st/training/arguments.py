@@ -49,6 +49,13 @@ class ModelArguments:
             "neighbours of the full width; 600 is usual. 0: singular vectors alone."
         },
     )
+    rotate_contrast: float = field(
+        default=0.0,
+        metadata={
+            "help": "While the rotation is learned, weight of the contrastive loss of the pairs that --rotate names, "
+            "beside the neighbours; 1 is usual and helps retrieval at few dims. 0: none, texts are enough."
+        },
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={

@@ -114,6 +114,8 @@ def prepare(
     )
     _set_class_means(loss.head, model, data.train, recipe)
     before = score(model, evaluator)
+    if recipe.model.rotate_contrast:
+        raise UserError("rotate_contrast needs pairs, and a classifier's texts have labels; leave it out.")
     if recipe.model.rotate:
         seed = recipe.trainer.seed
         own = partial(_own_texts, data.train, seed=seed)

@@ -94,6 +94,13 @@ def sample_texts(train: Dataset | DatasetDict, count: int, seed: int) -> list[st
     return random.Random(seed).sample(texts, min(count, len(texts)))  # noqa: S311
 
 
+def sample_pairs(train: Dataset | DatasetDict, count: int, seed: int) -> list[tuple[str, str]]:
+    """Distinct pairs of anchor and positive, drawn at random."""
+    sets = train.values() if isinstance(train, DatasetDict) else [train]
+    pairs = list(dict.fromkeys(pair for dataset in sets for pair in _pairs(dataset)))
+    return random.Random(seed).sample(pairs, min(count, len(pairs)))  # noqa: S311
+
+
 def load_texts(source: str, count: int, seed: int = 13, bad_rows: BadRows = "error") -> list[str]:
     """Distinct texts: the lines of a .txt file, or anchors and positives of any source of pairs.
 

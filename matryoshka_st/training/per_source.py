@@ -1,13 +1,18 @@
-"""Settings that are one number for all sources or one for each, and the texts of several sources."""
+"""Settings that are one number for all sources or one for each, and the texts and pairs of several sources."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from matryoshka_st.data import BadRows
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from matryoshka_st.data import BadRows, load_pairs
 from matryoshka_st.errors import UserError
 from matryoshka_st.training.arguments import ModelArguments
-from matryoshka_st.training.held_out import load_texts
+from matryoshka_st.training.held_out import load_texts, sample_pairs
 
 
 def one_each(name: str, numbers: Sequence[int], count: int, things: str) -> Sequence[int]:
@@ -48,3 +53,41 @@ def rotation_texts(
         for source, count in zip(sources, counts, strict=True)
     )
     return [text for texts in drawn for text in texts]
+
+
+def rotation_pairs(
+    sources: Sequence[str],
+    counts: Sequence[int],
+    *,
+    own: Callable[[int], list[tuple[str, str]]] | None = None,
+    seed: int = 13,
+    bad_rows: BadRows = "error",
+) -> tuple[list[str], list[Int[Tensor, "pairs 2"]]]:
+    """The pairs that a rotation is learned on besides its texts.
+
+    Args:
+        sources: Pairs: hub ids, files or ``docstrings``.
+        counts: At most so many texts of each, two to a pair: one number for all, or one each.
+        own: Draws so many training pairs, which the source ``train`` then stands for.
+        seed: Draws those of the other sources.
+        bad_rows: What to do about their bad rows.
+
+    Returns:
+        The distinct texts, and for each source the positions of its anchors and positives among them.
+
+    Raises:
+        UserError: If a source cannot be read or has no pairs, or the counts do not fit the sources.
+    """
+    counts = one_each("rotate_texts", counts, len(sources), "sources of --rotate")
+    for source in sources:
+        if Path(source).suffix == ".txt":
+            raise UserError(f"{source} holds texts, and a contrast needs pairs; name pairs, or ask for no contrast.")
+    sets = [
+        own(max(1, count // 2))
+        if own and source == "train"
+        else sample_pairs(load_pairs(source, bad_rows=bad_rows), max(1, count // 2), seed)
+        for source, count in zip(sources, counts, strict=True)
+    ]
+    texts = list(dict.fromkeys(text for pairs in sets for pair in pairs for text in pair))
+    place = {text: number for number, text in enumerate(texts)}
+    return texts, [torch.tensor([[place[text] for text in pair] for pair in pairs]) for pairs in sets]

@@ -28,10 +28,10 @@ from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import Fit, rotate_model
 from matryoshka_st.training.arguments import ModelArguments, Recipe, RunRecipe
 from matryoshka_st.training.average import start_weights
-from matryoshka_st.training.held_out import build_evaluator, sample_texts
+from matryoshka_st.training.held_out import build_evaluator, sample_pairs, sample_texts
 from matryoshka_st.training.lora import add_lora
 from matryoshka_st.training.loss import build_loss
-from matryoshka_st.training.per_source import one_each, rotation_texts
+from matryoshka_st.training.per_source import one_each, rotation_pairs, rotation_texts
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     require_batch(smallest, recipe.trainer.per_device_train_batch_size)
     before = score(model, evaluator)
     if recipe.model.rotate:
-        texts = recipe_texts(recipe, train)
-        rotate_model(model, texts, fit=basis(recipe, dims), progress=not recipe.trainer.disable_tqdm)
+        texts, fit = _rotation(recipe, train, dims)
+        rotate_model(model, texts, fit=fit, progress=not recipe.trainer.disable_tqdm)
     if recipe.matryoshka.fixed is not None:
         keep_prefix(model, recipe.matryoshka.fixed)
         declare_dims(model, dims)
@@ -183,7 +183,7 @@ def dry_run(recipe: Recipe) -> None:
     console.print("The recipe is ready to run.")
 
 
-def basis(recipe: RunRecipe, dims: tuple[int, ...]) -> Fit:
+def basis(recipe: RunRecipe, dims: tuple[int, ...]) -> partial[torch.Tensor]:
     """What ``--rotate`` fits on its texts for these dims."""
     return partial(learn_rotation, dims=dims, steps=recipe.model.rotate_steps, seed=recipe.trainer.seed)
 
@@ -197,6 +197,23 @@ def recipe_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
     seed = recipe.trainer.seed
     own = partial(sample_texts, train, seed=seed)
     return rotation_texts(recipe.model, own, seed=seed, bad_rows=recipe.data.bad_rows)
+
+
+def _rotation(recipe: Recipe, train: Dataset | DatasetDict, dims: tuple[int, ...]) -> tuple[list[str], Fit]:
+    chosen, fit = recipe.model, basis(recipe, dims)
+    if not chosen.rotate_contrast:
+        return recipe_texts(recipe, train), fit
+    if chosen.rotate_steps == 0:
+        raise UserError("rotate_contrast is for a rotation that is learned; give rotate_steps, 600 is usual.")
+    seed = recipe.trainer.seed
+    texts, pairs = rotation_pairs(
+        chosen.rotate or [],
+        chosen.rotate_texts,
+        own=partial(sample_pairs, train, seed=seed),
+        seed=seed,
+        bad_rows=recipe.data.bad_rows,
+    )
+    return texts, partial(fit, pairs=pairs, contrast=chosen.rotate_contrast)
 
 
 def _kernels(recipe: RunRecipe) -> dict[str, Any]:

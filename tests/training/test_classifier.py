@@ -118,6 +118,11 @@ def test_the_heads_start_at_the_nearest_class_mean(flags: list[str], tiny_model_
     assert loss.head.heads["8"].weight.norm(dim=1).tolist() == pytest.approx([1.0] * 3)
 
 
+def test_a_rotation_by_contrast_is_refused(flags: list[str]) -> None:
+    with pytest.raises(UserError, match="rotate_contrast needs pairs, and a classifier's texts have labels"):
+        classifier.prepare(parse_classifier([*flags, "--rotate", "train", "--rotate_contrast", "1"]))
+
+
 @pytest.mark.parametrize("extra", [[], ["--efficient", "--rotate", "train"], ["--lora"], ["--fixed", "8"]], ids=str)
 def test_killed_and_resumed_ends_with_the_same_weights(
     flags: list[str], tmp_path: Path, extra: list[str], monkeypatch: pytest.MonkeyPatch

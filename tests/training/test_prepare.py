@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from matryoshka_st.errors import UserError
+from matryoshka_st.training.per_source import rotation_pairs
 from matryoshka_st.training.prepare import load_train_data, prepare, recipe_texts
 from matryoshka_st.training.recipe import parse_recipe
 
@@ -47,6 +49,31 @@ def test_a_rotation_reads_several_sources_so_many_texts_of_each(flags: list[str]
     recipe = parse_recipe([*flags, "--rotate", "train", "--rotate_texts", "0"])
     with pytest.raises(UserError, match="rotate_texts is 0; give 1 or more"):
         recipe_texts(recipe, load_train_data(recipe))
+
+
+def test_a_rotation_with_contrast_learns_from_the_pairs_of_its_sources(flags: list[str], tmp_path: Path) -> None:
+    rows = [("ask one", "reply one"), ("ask two", "reply two"), ("ask one", "ask two")] + [
+        (f"ask {i}", f"reply {i}") for i in range(50)
+    ]
+    other = tmp_path / "other.csv"
+    other.write_text("anchor,positive\n" + "\n".join(",".join(row) for row in rows))
+    texts, (pairs, few) = rotation_pairs([str(other), str(other)], [500, 7])
+    assert len(texts) == len(set(texts)) == 104
+    assert sorted((texts[a], texts[p]) for a, p in pairs.tolist()) == sorted(rows)
+    assert len(few) == 3
+    weights = [
+        prepare(parse_recipe([*flags, "--rotate", "train", "--rotate_steps", "20", *extra]))[0].model[2].linear.weight
+        for extra in ([], ["--rotate_contrast", "1"])
+    ]
+    assert not torch.allclose(weights[0], weights[1], atol=1e-3)
+
+
+def test_a_contrast_that_cannot_be_had_is_refused(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one text\nanother\n")
+    with pytest.raises(UserError, match=r"lines.txt holds texts, and a contrast needs pairs; name pairs"):
+        rotation_pairs([str(tmp_path / "lines.txt")], [50])
+    with pytest.raises(UserError, match="rotate_contrast is for a rotation that is learned; give rotate_steps"):
+        prepare(parse_recipe([*flags, "--rotate", "train", "--rotate_contrast", "1"]))
 
 
 def test_dropout_is_set_for_the_run_and_not_saved(flags: list[str], tmp_path: Path) -> None:
