@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _ROWS_PER_CHUNK = 8192
 _WARMUP = 20
+_NEAR_SHARE = 0.01
+_NEAR_LEAST = 32
 
 
 def fit_rotation(embeddings: Float[Tensor, "n width"]) -> Float[Tensor, "width width"]:
@@ -82,6 +84,8 @@ def learn_rotation(
     *,
     pairs: Sequence[Int[Tensor, "pairs 2"]] = (),
     contrast: float = 1.0,
+    like: Sequence[int] = (),
+    like_share: float = 0.4,
     steps: int = 600,
     batch_size: int = 1024,
     learning_rate: float = 1e-2,
@@ -96,6 +100,9 @@ def learn_rotation(
         pairs: Row numbers of texts that belong together, anchor and positive, one tensor for each set. Each step takes
             pairs of one set, drawn in proportion to the root of the sets' sizes.
         contrast: Weight of the pairs' InfoNCE beside the divergence of the neighbours, both summed over the dims.
+        like: Row numbers of examples of what will be embedded. A hundredth of the texts, nearest to each, is drawn
+            more often: a few dims hold what the texts at hand need, so they should be of that kind.
+        like_share: Share of them in each batch.
         steps: Of Adam, with warm-up and cosine decay, from the singular vectors. 0 returns these.
         batch_size: Texts that are each other's candidates; half as many pairs are.
         learning_rate: Peak.
@@ -106,8 +113,11 @@ def learn_rotation(
         A float32 rotation on the device of the embeddings.
 
     Raises:
-        UserError: If dims or embeddings will not do, or ``steps`` or ``contrast`` is negative.
+        UserError: If dims or embeddings will not do, or ``steps`` or ``contrast`` is negative, or
+            ``like_share`` is not in (0, 1).
     """
+    if not 0 < like_share < 1:
+        raise UserError(f"like_share is {like_share}; give a share of each batch above 0 and below 1, 0.4 is usual.")
     if contrast < 0:
         raise UserError(f"The contrast of the rotation's pairs is {contrast}; give 0 (none) or more, 1 is usual.")
     if steps < 0:
@@ -125,8 +135,9 @@ def learn_rotation(
         optimizer = torch.optim.Adam(turn.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         draw = torch.Generator().manual_seed(seed)
+        near = _near(embeddings, like)
         for _ in range(steps):
-            rows = torch.randperm(count, generator=draw)[:batch_size].to(unit.device)
+            rows = _some_texts(count, near, like_share, batch_size, draw).to(unit.device)
             loss = neighbour_divergence(unit[rows], turn(learned[rows]), cut, scale=scale)
             if pairs:
                 anchors, positives = turn(learned[_some_pairs(pairs, batch_size // 2, draw).to(unit.device)]).unbind(1)
@@ -183,6 +194,24 @@ def _neighbours(x: Float[Tensor, "n dim"], scale: float) -> Float[Tensor, "n oth
     scores = scale * x @ x.T
     others = scores.flatten()[:-1].view(len(x) - 1, len(x) + 1)[:, 1:].reshape(len(x), len(x) - 1)
     return torch.log_softmax(others, dim=1)
+
+
+def _near(embeddings: Float[Tensor, "n width"], examples: Sequence[int]) -> Int[Tensor, " near"]:
+    """Rows nearest to any of the examples, which are among them."""
+    unit = F.normalize(embeddings.float(), dim=-1)
+    scores = unit @ unit[list(examples)].T
+    each = min(len(unit), max(_NEAR_LEAST, round(_NEAR_SHARE * len(unit))))
+    near: Tensor = scores.topk(each, dim=0).indices.unique()
+    return near.cpu()
+
+
+def _some_texts(
+    count: int, near: Int[Tensor, " near"], share: float, batch_size: int, draw: torch.Generator
+) -> Int[Tensor, " drawn"]:
+    """Distinct rows, in no order; the share of them from ``near`` where there is one."""
+    of_near = near[torch.randperm(len(near), generator=draw)[: round(share * batch_size)]]
+    rest = torch.randperm(count, generator=draw)[: batch_size - len(of_near)]
+    return torch.cat([of_near, rest]).unique() if len(near) else rest
 
 
 def _some_pairs(pairs: Sequence[Int[Tensor, "pairs 2"]], count: int, draw: torch.Generator) -> Int[Tensor, "drawn 2"]:

@@ -127,20 +127,24 @@ def rotate(
     contrast: Annotated[
         float, typer.Option(min=0.0, help="With --steps: weight of keeping the pairs together, 1 is usual; 0: none.")
     ] = 0.0,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(help="With --steps: an example of what you will embed; texts near it count more. Repeatable."),
+    ] = None,
 ) -> None:
     """Make a model cuttable without training: full width unchanged, prefixes better."""
     from matryoshka_st.rotation import rotate as run
     from matryoshka_st.training.held_out import load_texts
     from matryoshka_st.training.per_source import rotation_pairs
 
-    if contrast and not steps:
-        raise UserError("--contrast is for a rotation that is learned; give --steps, 600 is usual.")
+    if (contrast or like) and not steps:
+        raise UserError("--contrast and --like are for a rotation that is learned; give --steps, 600 is usual.")
     drawn, pairs = (
         rotation_pairs(texts, [max_texts])
         if contrast
         else ([text for source in texts for text in load_texts(source, max_texts)], [])
     )
-    folder = run(model, drawn, output, steps=steps, pairs=pairs, contrast=contrast, progress=True)
+    folder = run(model, drawn, output, steps=steps, pairs=pairs, contrast=contrast, like=like or [], progress=True)
     typer.echo(f"Rotated model: {folder}")
 
 

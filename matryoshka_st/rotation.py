@@ -97,6 +97,7 @@ def rotate(
     steps: int = 0,
     pairs: Sequence[Int[Tensor, "pairs 2"]] = (),
     contrast: float = 1.0,
+    like: Sequence[str] = (),
     batch_size: int = 64,
     progress: bool = False,
 ) -> Path:
@@ -110,6 +111,7 @@ def rotate(
         steps: Steps to learn the rotation for these dims; 0: singular vectors alone.
         pairs: Which of the texts, all distinct, belong together (:func:`~matryoshka_st.basis.learn_rotation`).
         contrast: Their weight.
+        like: Examples of what will be embedded: texts near them count more (likewise).
         batch_size: Texts encoded at a time.
         progress: Show a progress bar while encoding.
 
@@ -122,9 +124,21 @@ def rotate(
     check_target(output)
     model = load_model(model_name)
     declared = declare_dims(model, dims or default_dims(embedding_width(model)))
-    fit = partial(learn_rotation, dims=declared, steps=steps, pairs=pairs, contrast=contrast)
-    rotated = rotate_model(model, texts, fit=fit, batch_size=batch_size, progress=progress)
+    known, examples = with_examples(texts, like)
+    fit = partial(learn_rotation, dims=declared, steps=steps, pairs=pairs, contrast=contrast, like=examples)
+    rotated = rotate_model(model, known, fit=fit, batch_size=batch_size, progress=progress)
     return save_model(rotated, output, dims=declared)
+
+
+def with_examples(texts: Sequence[str], examples: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The distinct texts and after them the examples that are not among them; where the examples stand.
+
+    >>> with_examples(["a", "b", "a"], ["c", "b"])
+    (['a', 'b', 'c'], [2, 1])
+    """
+    known = list(dict.fromkeys([*_distinct(texts), *examples]))
+    place = {text: number for number, text in enumerate(known)}
+    return known, [place[example] for example in examples]
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:

@@ -56,6 +56,22 @@ def test_pairs_bring_what_they_share_into_the_prefixes() -> None:
     assert found["pairs"] > found["texts"] + 0.2
 
 
+def test_examples_bring_the_neighbours_of_their_kind_into_the_prefixes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(32, 32, generator=generator))[0]
+    kinds, fine = basis[:2], basis[2:].split(6)[:2]
+    usual, rare = (
+        3 * kinds[kind] + torch.randn(count, 6, generator=generator) @ fine[kind]
+        for kind, count in enumerate((2000, 200))
+    )
+    texts = torch.cat([usual, rare[:100]])
+    kept = {}
+    for name, like in {"none": [], "rare": [2000, 2001, 2002, 2003]}.items():
+        rotation = learn_rotation(texts, [8], like=like, like_share=0.5, steps=150, batch_size=128)
+        kept[name] = (nearest((rare[100:] @ rotation)[:, :8]) == nearest(rare[100:])).float().mean().item()
+    assert kept["rare"] > kept["none"] + 0.3
+
+
 def test_it_stays_orthogonal_is_repeatable_and_leaves_the_random_state_alone() -> None:
     embeddings = clustered(100, 32)
     state = torch.get_rng_state()
@@ -115,6 +131,12 @@ def test_bad_input_is_refused(dims: list[int], steps: int, sentence: str) -> Non
 def test_a_negative_contrast_is_refused() -> None:
     with pytest.raises(UserError, match=r"The contrast of the rotation's pairs is -1\.0; give 0"):
         learn_rotation(clustered(40, 16), [8], pairs=[torch.tensor([[0, 1]])], contrast=-1.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_of_texts_near_the_examples_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=f"like_share is {share}; give a share of each batch above 0 and below 1"):
+        learn_rotation(clustered(40, 16), [8], like=[0], like_share=share)
 
 
 def test_an_embedding_that_is_not_finite_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_each_command_explains_itself(run: Run, command: str) -> None:
         (["rotate", "bundled", "--texts", "nowhere.txt", "--output", "x"], "nowhere.txt cannot be read as text"),
         (
             ["rotate", "bundled", "--texts", "docstrings", "--output", "x", "--contrast", "1"],
-            "--contrast is for a rotation that is learned; give --steps, 600 is usual.",
+            "--contrast and --like are for a rotation that is learned; give --steps, 600 is usual.",
         ),
         (["search", "quer"], "search has no command 'quer'; did you mean 'query'?; use index or query."),
         (["search", "index", "nowhere", "--index", "x"], "'nowhere' does not exist; give a file,"),
@@ -110,16 +111,17 @@ def test_rotate_then_verify(run: Run, tiny_model_path: Path, tmp_path: Path) -> 
     assert "FAIL" not in text and "ok   dim 8" in text
 
 
-def test_rotate_with_a_contrast_takes_pairs(run: Run, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_rotate_takes_pairs_for_a_contrast_and_examples(run: Run, tiny_model_path: Path, tmp_path: Path) -> None:
     pairs, output = tmp_path / "pairs.csv", tmp_path / "rotated"
     pairs.write_text("anchor,positive\n" + "\n".join(f"question {i},its reply {i * 7919 % 101}" for i in range(40)))
     words = ("rotate", tiny_model_path, "--texts", pairs, "--output", output, "--steps", "10")
     built = []
-    for contrast in ("0", "1"):
-        code, _, _ = run(*words, "--contrast", contrast)
+    for extra in ([], ["--contrast", "1"], ["--like", "my own kind", "--like", "question 3"]):
+        code, _, _ = run(*words, *extra)
         assert code == 0
         built.append(SentenceTransformer(str(output), device="cpu")[2].linear.weight.detach())
-    assert not torch.allclose(*built, atol=1e-3)
+    for one, other in combinations(built, 2):
+        assert not torch.allclose(one, other, atol=1e-3)
     code, _, errors = run(*words, "--contrast", "-1")
     assert code == 2
     assert "contrast" in errors

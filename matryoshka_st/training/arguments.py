@@ -56,6 +56,13 @@ class ModelArguments:
             "beside the neighbours; 1 is usual and helps retrieval at few dims. 0: none, texts are enough."
         },
     )
+    rotate_like: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "While the rotation is learned, draw the texts near these examples of what will be embedded more "
+            "often: a dozen sentences of your own per kind of text, where you have no texts of that kind to name."
+        },
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={

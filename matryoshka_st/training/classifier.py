@@ -114,8 +114,8 @@ def prepare(
     )
     _set_class_means(loss.head, model, data.train, recipe)
     before = score(model, evaluator)
-    if recipe.model.rotate_contrast:
-        raise UserError("rotate_contrast needs pairs, and a classifier's texts have labels; leave it out.")
+    if recipe.model.rotate_contrast or recipe.model.rotate_like:
+        raise UserError("rotate_contrast and rotate_like are not for texts with labels; leave them out.")
     if recipe.model.rotate:
         seed = recipe.trainer.seed
         own = partial(_own_texts, data.train, seed=seed)

@@ -25,7 +25,7 @@ from matryoshka_st.fixed import keep_prefix
 from matryoshka_st.losses import WeightSchedule
 from matryoshka_st.models import embedding_width, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
-from matryoshka_st.rotation import Fit, rotate_model
+from matryoshka_st.rotation import Fit, rotate_model, with_examples
 from matryoshka_st.training.arguments import ModelArguments, Recipe, RunRecipe
 from matryoshka_st.training.average import start_weights
 from matryoshka_st.training.held_out import build_evaluator, sample_pairs, sample_texts
@@ -200,20 +200,24 @@ def recipe_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
 
 
 def _rotation(recipe: Recipe, train: Dataset | DatasetDict, dims: tuple[int, ...]) -> tuple[list[str], Fit]:
-    chosen, fit = recipe.model, basis(recipe, dims)
-    if not chosen.rotate_contrast:
-        return recipe_texts(recipe, train), fit
-    if chosen.rotate_steps == 0:
-        raise UserError("rotate_contrast is for a rotation that is learned; give rotate_steps, 600 is usual.")
-    seed = recipe.trainer.seed
-    texts, pairs = rotation_pairs(
-        chosen.rotate or [],
-        chosen.rotate_texts,
-        own=partial(sample_pairs, train, seed=seed),
-        seed=seed,
-        bad_rows=recipe.data.bad_rows,
-    )
-    return texts, partial(fit, pairs=pairs, contrast=chosen.rotate_contrast)
+    chosen, seed = recipe.model, recipe.trainer.seed
+    pairs: list[torch.Tensor] = []
+    if (chosen.rotate_contrast or chosen.rotate_like) and not chosen.rotate_steps:
+        raise UserError(
+            "rotate_contrast and rotate_like are for a rotation that is learned; give rotate_steps, 600 is usual."
+        )
+    if chosen.rotate_contrast:
+        texts, pairs = rotation_pairs(
+            chosen.rotate or [],
+            chosen.rotate_texts,
+            own=partial(sample_pairs, train, seed=seed),
+            seed=seed,
+            bad_rows=recipe.data.bad_rows,
+        )
+    else:
+        texts = recipe_texts(recipe, train)
+    texts, like = with_examples(texts, chosen.rotate_like or [])
+    return texts, partial(basis(recipe, dims), pairs=pairs, contrast=chosen.rotate_contrast, like=like)
 
 
 def _kernels(recipe: RunRecipe) -> dict[str, Any]:

@@ -118,9 +118,12 @@ def test_the_heads_start_at_the_nearest_class_mean(flags: list[str], tiny_model_
     assert loss.head.heads["8"].weight.norm(dim=1).tolist() == pytest.approx([1.0] * 3)
 
 
-def test_a_rotation_by_contrast_is_refused(flags: list[str]) -> None:
-    with pytest.raises(UserError, match="rotate_contrast needs pairs, and a classifier's texts have labels"):
-        classifier.prepare(parse_classifier([*flags, "--rotate", "train", "--rotate_contrast", "1"]))
+@pytest.mark.parametrize(
+    "extra", [["--rotate_contrast", "1"], ["--rotate_like", "a text"]], ids=lambda flags: flags[0]
+)
+def test_a_rotation_by_pairs_or_examples_is_refused(flags: list[str], extra: list[str]) -> None:
+    with pytest.raises(UserError, match="rotate_contrast and rotate_like are not for texts with labels"):
+        classifier.prepare(parse_classifier([*flags, "--rotate", "train", *extra]))
 
 
 @pytest.mark.parametrize("extra", [[], ["--efficient", "--rotate", "train"], ["--lora"], ["--fixed", "8"]], ids=str)

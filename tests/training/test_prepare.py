@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_rotation_reads_several_sources_so_many_texts_of_each(flags: list[str]
         recipe_texts(recipe, load_train_data(recipe))
 
 
-def test_a_rotation_with_contrast_learns_from_the_pairs_of_its_sources(flags: list[str], tmp_path: Path) -> None:
+def test_a_rotation_learns_from_pairs_of_its_sources_and_from_examples(flags: list[str], tmp_path: Path) -> None:
     rows = [("ask one", "reply one"), ("ask two", "reply two"), ("ask one", "ask two")] + [
         (f"ask {i}", f"reply {i}") for i in range(50)
     ]
@@ -63,16 +64,17 @@ def test_a_rotation_with_contrast_learns_from_the_pairs_of_its_sources(flags: li
     assert len(few) == 3
     weights = [
         prepare(parse_recipe([*flags, "--rotate", "train", "--rotate_steps", "20", *extra]))[0].model[2].linear.weight
-        for extra in ([], ["--rotate_contrast", "1"])
+        for extra in ([], ["--rotate_contrast", "1"], ["--rotate_like", "an example of my own", "and another"])
     ]
-    assert not torch.allclose(weights[0], weights[1], atol=1e-3)
+    for one, other in combinations(weights, 2):
+        assert not torch.allclose(one, other, atol=1e-3)
 
 
 def test_a_contrast_that_cannot_be_had_is_refused(flags: list[str], tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one text\nanother\n")
     with pytest.raises(UserError, match=r"lines.txt holds texts, and a contrast needs pairs; name pairs"):
         rotation_pairs([str(tmp_path / "lines.txt")], [50])
-    with pytest.raises(UserError, match="rotate_contrast is for a rotation that is learned; give rotate_steps"):
+    with pytest.raises(UserError, match="rotate_contrast and rotate_like are for a rotation that is learned; give"):
         prepare(parse_recipe([*flags, "--rotate", "train", "--rotate_contrast", "1"]))
 
 
