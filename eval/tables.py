@@ -33,7 +33,13 @@ IN_DOMAIN = {
 FEW_SHOT = "fewshot_massive_intent.json"
 TASKS, PAPERS = "bench_retrieval_tasks_cpu.json", "bench_retrieval_papers_cpu.json"
 OWN_TEXTS = {"Banking77Classification": "banking77", "MassiveIntentClassification": "amazon_massive_intent"}
-SEEDS = (13, 14, 15)  # of the ablation
+ABLATION = {  # label and folders of each row
+    "untrained": "minilm",
+    "sentence-transformers": "ablation/host-*",
+    "ours, rotation without pairs": "ablation/neighbours-*",
+    "ours, rotation with examples": "ablation/examples-*",
+    "ours": "ablation/ours-*",
+}
 KEPT = 0.995  # share of nDCG@10
 
 Scores = Mapping[tuple[str, int], float]
@@ -117,17 +123,16 @@ def own_texts() -> str:
 def ablation() -> str:
     """Training at equal budget: mean over seeds and their standard deviation, per task and dim."""
     rows_of = {
-        "untrained": [measured("minilm")],
-        "sentence-transformers": [measured(f"ablation/host-{seed}") for seed in SEEDS],
-        "ours": [measured(f"ablation/ours-{seed}") for seed in SEEDS],
+        label: [measured(str(folder.relative_to(RESULTS))) for folder in sorted(RESULTS.glob(pattern))]
+        for label, pattern in ABLATION.items()
     }
     dims = [384, 256, 128, 64, 32, 16]
     rows = []
     for task in ("STS-7", "SciFact", "Banking77Classification"):
         for label, runs in rows_of.items():
             cells = [[run[task, dim] for run in runs if (task, dim) in run] for dim in dims]
-            rows.append([f"{task}, {label}", *map(_mean_and_spread, cells)])
-    return markdown(["", *map(str, dims)], rows)
+            rows.append([f"{task}, {label}", str(len(runs)), *map(_mean_and_spread, cells)])
+    return markdown(["", "seeds", *map(str, dims)], rows)
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
