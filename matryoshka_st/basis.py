@@ -113,15 +113,12 @@ def learn_rotation(
         A float32 rotation on the device of the embeddings.
 
     Raises:
-        UserError: If dims or embeddings will not do, or ``steps`` or ``contrast`` is negative, or
-            ``like_share`` is not in (0, 1).
+        UserError: If dims or embeddings will not do, or ``steps`` or ``contrast`` is negative,
+            ``like_share`` is not in (0, 1), or there are pairs or examples and no steps.
     """
     if not 0 < like_share < 1:
         raise UserError(f"like_share is {like_share}; give a share of each batch above 0 and below 1, 0.4 is usual.")
-    if contrast < 0:
-        raise UserError(f"The contrast of the rotation's pairs is {contrast}; give 0 (none) or more, 1 is usual.")
-    if steps < 0:
-        raise UserError(f"The rotation's steps are {steps}; give 0 (singular vectors alone) or more, 600 is usual.")
+    check_learning(steps, contrast, told=bool(pairs or like))
     count, width = embeddings.shape
     cut = [dim for dim in MatryoshkaDims.of(dims, width=width).dims if dim < width]
     if steps == 0 or not cut or count < 3:
@@ -147,6 +144,23 @@ def learn_rotation(
             optimizer.step()
             schedule.step()
     return torch.cat([start[:, :-1] @ turn.weight.detach().T, last], dim=1)
+
+
+def check_learning(steps: int, contrast: float, *, told: bool) -> None:
+    """Refuse what no rotation can be learned by; ``told``: pairs or examples are to be learned from.
+
+    Raises:
+        UserError: If steps or contrast are negative, or there are no steps to learn in.
+    """
+    if contrast < 0:
+        raise UserError(f"The contrast of the rotation's pairs is {contrast}; give 0 (none) or more, 1 is usual.")
+    if steps < 0:
+        raise UserError(f"The rotation's steps are {steps}; give 0 (singular vectors alone) or more, 600 is usual.")
+    if told and not steps:
+        raise UserError(
+            "Pairs (contrast) and examples (like) are for a rotation that is learned, and its steps are 0; give 600 "
+            "(--steps, in a recipe rotate_steps)."
+        )
 
 
 def without_mean(embeddings: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
@@ -198,6 +212,8 @@ def _neighbours(x: Float[Tensor, "n dim"], scale: float) -> Float[Tensor, "n oth
 
 def _near(embeddings: Float[Tensor, "n width"], examples: Sequence[int]) -> Int[Tensor, " near"]:
     """Rows nearest to any of the examples, which are among them."""
+    if not examples:
+        return torch.empty(0, dtype=torch.long)
     unit = F.normalize(embeddings.float(), dim=-1)
     scores = unit @ unit[list(examples)].T
     each = min(len(unit), max(_NEAR_LEAST, round(_NEAR_SHARE * len(unit))))

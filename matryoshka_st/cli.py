@@ -133,17 +133,12 @@ def rotate(
     ] = None,
 ) -> None:
     """Make a model cuttable without training: full width unchanged, prefixes better."""
+    from matryoshka_st.basis import check_learning
     from matryoshka_st.rotation import rotate as run
-    from matryoshka_st.training.held_out import load_texts
-    from matryoshka_st.training.per_source import rotation_pairs
+    from matryoshka_st.training.per_source import rotation_pairs, rotation_texts
 
-    if (contrast or like) and not steps:
-        raise UserError("--contrast and --like are for a rotation that is learned; give --steps, 600 is usual.")
-    drawn, pairs = (
-        rotation_pairs(texts, [max_texts])
-        if contrast
-        else ([text for source in texts for text in load_texts(source, max_texts)], [])
-    )
+    check_learning(steps, contrast, told=bool(contrast or like))
+    drawn, pairs = rotation_pairs(texts, [max_texts]) if contrast else (rotation_texts(texts, [max_texts]), [])
     folder = run(model, drawn, output, steps=steps, pairs=pairs, contrast=contrast, like=like or [], progress=True)
     typer.echo(f"Rotated model: {folder}")
 

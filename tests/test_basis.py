@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,12 @@ def test_the_divergence_is_that_of_softmaxes_over_the_others() -> None:
 def test_bad_input_is_refused(dims: list[int], steps: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         learn_rotation(clustered(40, 16), dims, steps=steps)
+
+
+@pytest.mark.parametrize("told", [{"pairs": [torch.tensor([[0, 1]])]}, {"like": [3]}], ids=["pairs", "like"])
+def test_pairs_or_examples_without_steps_are_refused(told: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"are for a rotation that is learned, and its steps are 0"):
+        learn_rotation(clustered(40, 16), [8], steps=0, **told)
 
 
 def test_a_negative_contrast_is_refused() -> None:

@@ -77,7 +77,7 @@ def test_each_command_explains_itself(run: Run, command: str) -> None:
         (["rotate", "bundled", "--texts", "nowhere.txt", "--output", "x"], "nowhere.txt cannot be read as text"),
         (
             ["rotate", "bundled", "--texts", "docstrings", "--output", "x", "--contrast", "1"],
-            "--contrast and --like are for a rotation that is learned; give --steps, 600 is usual.",
+            "Pairs (contrast) and examples (like) are for a rotation that is learned, and its steps are 0; give 600",
         ),
         (["search", "quer"], "search has no command 'quer'; did you mean 'query'?; use index or query."),
         (["search", "index", "nowhere", "--index", "x"], "'nowhere' does not exist; give a file,"),

@@ -88,6 +88,8 @@ def prepare(
     Raises:
         UserError: If model, data and recipe do not fit.
     """
+    if recipe.model.rotate_contrast or recipe.model.rotate_like:
+        raise UserError("rotate_contrast and rotate_like are not for texts with labels; leave them out.")
     model, own_seq_length = load_base_model(recipe)
     width = embedding_width(model)
     chosen = MatryoshkaDims.of(
@@ -114,12 +116,11 @@ def prepare(
     )
     _set_class_means(loss.head, model, data.train, recipe)
     before = score(model, evaluator)
-    if recipe.model.rotate_contrast or recipe.model.rotate_like:
-        raise UserError("rotate_contrast and rotate_like are not for texts with labels; leave them out.")
     if recipe.model.rotate:
         seed = recipe.trainer.seed
         own = partial(_own_texts, data.train, seed=seed)
-        texts = rotation_texts(recipe.model, own, seed=seed, bad_rows=recipe.data.bad_rows)
+        sources, counts = recipe.model.rotate, recipe.model.rotate_texts
+        texts = rotation_texts(sources, counts, own=own, seed=seed, bad_rows=recipe.data.bad_rows)
         rotate_model(model, texts, fit=basis(recipe, chosen.dims), progress=not recipe.trainer.disable_tqdm)
         _set_class_means(loss.head, model, data.train, recipe)
     if recipe.head.fixed is not None:

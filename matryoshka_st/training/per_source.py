@@ -11,7 +11,6 @@ from torch import Tensor
 
 from matryoshka_st.data import BadRows, load_pairs
 from matryoshka_st.errors import UserError
-from matryoshka_st.training.arguments import ModelArguments
 from matryoshka_st.training.held_out import load_texts, sample_pairs
 
 
@@ -29,27 +28,28 @@ def one_each(name: str, numbers: Sequence[int], count: int, things: str) -> Sequ
 
 
 def rotation_texts(
-    arguments: ModelArguments,
-    own: Callable[[int], list[str]],
+    sources: Sequence[str],
+    counts: Sequence[int],
     *,
-    seed: int,
-    bad_rows: BadRows,
+    own: Callable[[int], list[str]] | None = None,
+    seed: int = 13,
+    bad_rows: BadRows = "error",
 ) -> list[str]:
-    """The texts that ``--rotate`` names, at most ``rotate_texts`` of each source.
+    """The texts that a rotation is fitted on.
 
     Args:
-        arguments: What the recipe says.
-        own: Draws so many training texts, which the source ``train`` stands for.
+        sources: .txt files, or pairs: hub ids, files or ``docstrings``.
+        counts: At most so many texts of each: one number for all, or one each.
+        own: Draws so many training texts, which the source ``train`` then stands for.
         seed: Draws those of the other sources.
         bad_rows: What to do about their bad rows.
 
     Raises:
-        UserError: If a source cannot be read, or ``rotate_texts`` do not fit the sources.
+        UserError: If a source cannot be read, or the counts do not fit the sources.
     """
-    sources = arguments.rotate or []
-    counts = one_each("rotate_texts", arguments.rotate_texts, len(sources), "sources of --rotate")
+    counts = one_each("rotate_texts", counts, len(sources), "sources of --rotate")
     drawn = (
-        own(count) if source == "train" else load_texts(source, count, seed, bad_rows)
+        own(count) if own and source == "train" else load_texts(source, count, seed, bad_rows)
         for source, count in zip(sources, counts, strict=True)
     )
     return [text for texts in drawn for text in texts]
@@ -78,15 +78,13 @@ def rotation_pairs(
     Raises:
         UserError: If a source cannot be read or has no pairs, or the counts do not fit the sources.
     """
-    counts = one_each("rotate_texts", counts, len(sources), "sources of --rotate")
+    halves = [max(1, count // 2) for count in one_each("rotate_texts", counts, len(sources), "sources of --rotate")]
     for source in sources:
         if Path(source).suffix == ".txt":
             raise UserError(f"{source} holds texts, and a contrast needs pairs; name pairs, or ask for no contrast.")
     sets = [
-        own(max(1, count // 2))
-        if own and source == "train"
-        else sample_pairs(load_pairs(source, bad_rows=bad_rows), max(1, count // 2), seed)
-        for source, count in zip(sources, counts, strict=True)
+        own(count) if own and source == "train" else sample_pairs(load_pairs(source, bad_rows=bad_rows), count, seed)
+        for source, count in zip(sources, halves, strict=True)
     ]
     texts = list(dict.fromkeys(text for pairs in sets for pair in pairs for text in pair))
     place = {text: number for number, text in enumerate(texts)}

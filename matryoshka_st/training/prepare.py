@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import set_seed
 
-from matryoshka_st.basis import learn_rotation
+from matryoshka_st.basis import check_learning, learn_rotation
 from matryoshka_st.data import describe_columns, load_training_sets, require_batch
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
@@ -57,6 +57,8 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     Raises:
         UserError: If model, data and recipe do not fit.
     """
+    steps, contrast = recipe.model.rotate_steps, recipe.model.rotate_contrast
+    check_learning(steps, contrast, told=bool(contrast or recipe.model.rotate_like))
     model, own_seq_length = load_base_model(recipe)
     width = embedding_width(model)
     dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims
@@ -196,16 +198,13 @@ def recipe_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
     """
     seed = recipe.trainer.seed
     own = partial(sample_texts, train, seed=seed)
-    return rotation_texts(recipe.model, own, seed=seed, bad_rows=recipe.data.bad_rows)
+    sources, counts = recipe.model.rotate or [], recipe.model.rotate_texts
+    return rotation_texts(sources, counts, own=own, seed=seed, bad_rows=recipe.data.bad_rows)
 
 
 def _rotation(recipe: Recipe, train: Dataset | DatasetDict, dims: tuple[int, ...]) -> tuple[list[str], Fit]:
     chosen, seed = recipe.model, recipe.trainer.seed
     pairs: list[torch.Tensor] = []
-    if (chosen.rotate_contrast or chosen.rotate_like) and not chosen.rotate_steps:
-        raise UserError(
-            "rotate_contrast and rotate_like are for a rotation that is learned; give rotate_steps, 600 is usual."
-        )
     if chosen.rotate_contrast:
         texts, pairs = rotation_pairs(
             chosen.rotate or [],

@@ -74,7 +74,7 @@ def test_a_contrast_that_cannot_be_had_is_refused(flags: list[str], tmp_path: Pa
     (tmp_path / "lines.txt").write_text("one text\nanother\n")
     with pytest.raises(UserError, match=r"lines.txt holds texts, and a contrast needs pairs; name pairs"):
         rotation_pairs([str(tmp_path / "lines.txt")], [50])
-    with pytest.raises(UserError, match="rotate_contrast and rotate_like are for a rotation that is learned; give"):
+    with pytest.raises(UserError, match=r"a rotation that is learned, and its steps are 0; give 600 .*rotate_steps"):
         prepare(parse_recipe([*flags, "--rotate", "train", "--rotate_contrast", "1"]))
 
 
