@@ -116,9 +116,9 @@ def peak_memory(loss: Loss, leaves: list[Tensor]) -> int:
     return peak
 
 
-def matmul_rate(device: str) -> float:
-    """FLOP per second of a large float32 matrix product; the best of a few."""
-    a = torch.randn(2048, 2048, device=device)
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP per second of a large matrix product; the best of a few."""
+    a = torch.randn(2048, 2048, device=device, dtype=dtype)
     return 2 * 2048**3 / min(timed(lambda: a @ a, device)[0] for _ in range(8))
 
 
@@ -141,11 +141,11 @@ def shares(loss: Loss, leaves: list[Tensor]) -> dict[str, float]:
     return {"matmul": matmul, "exp": exp, "rest": 1 - matmul - exp}
 
 
-def measure(batch: int, width: int, count: int, repeats: int, device: str) -> dict[str, Any]:
+def measure(batch: int, width: int, count: int, repeats: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
     """One case: every loss in turn, ``repeats`` times, after a warm-up."""
     dims = ladder(width, count)
     generator = torch.Generator().manual_seed(0)
-    leaves = [torch.randn(batch, width, generator=generator).to(device).requires_grad_() for _ in range(2)]
+    leaves = [torch.randn(batch, width, generator=generator).to(device, dtype).requires_grad_() for _ in range(2)]
     mini_batch_size = min(256, batch // 2)
     candidates = losses(width, dims, mini_batch_size)
     peaks = {name: peak_memory(loss, leaves) for name, loss in candidates.items()}
@@ -154,7 +154,7 @@ def measure(batch: int, width: int, count: int, repeats: int, device: str) -> di
     cpus: dict[str, list[float]] = {name: [] for name in candidates}
     rates = []
     for _ in range(repeats):
-        rates.append(matmul_rate(device))
+        rates.append(matmul_rate(device, dtype))
         for name, loss in candidates.items():
             wall, cpu = timed(partial(repeat, inner, loss, leaves), device)
             walls[name].append(wall / inner)
@@ -220,6 +220,7 @@ def main(
     width: Annotated[list[int] | None, typer.Option(help="Embedding widths")] = None,
     count: Annotated[list[int] | None, typer.Option(help="Numbers of dims")] = None,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
+    dtype: Annotated[str, typer.Option(help="Of the embeddings: float32, bfloat16, float16")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the JSON")] = None,
     quick: Annotated[bool, typer.Option(help="A smoke test of seconds")] = False,
@@ -232,11 +233,13 @@ def main(
     batches = batch or ([64] if quick else [64, 256, 1024, 4096])
     widths, counts = width or ([384] if quick else [768]), count or ([5] if quick else [1, 5, 6, 24])
     load = os.getloadavg()
-    cases = [measure(b, d, k, 1 if quick else repeats, device) for b in batches for d in widths for k in counts]
+    times = 1 if quick else repeats
+    cases = [measure(b, d, k, times, device, getattr(torch, dtype)) for b in batches for d in widths for k in counts]
     Console(width=160).print(*show(cases))
     result = {
         "schema_version": 1,
-        **provenance(["torch", "sentence-transformers"], device),
+        **provenance(["torch", "sentence-transformers", *(["triton"] if device == "cuda" else [])], device),
+        "dtype": dtype,
         "load_average": {"before": load, "after": os.getloadavg()},
         "cases": cases,
     }

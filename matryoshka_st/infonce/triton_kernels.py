@@ -73,15 +73,14 @@ def log_sum_exps(
     nothing = tl.zeros((ROWS, COLUMNS), tl.float32)
     teacher = nothing
     if TEACHER:
-        whole = accumulate(nothing, x, y, 0, tl.load(task.ends + task.prefixes - 1), PRECISION, STEP)
+        whole = accumulate(nothing, x, y, 0, tl.load(task.ends + task.prefixes), PRECISION, STEP)
         logits = scaled(whole, rows, columns, i, j, task.prefixes - 1) * factor
         teacher = tl.exp(tl.where(masked, -float("inf"), logits) - tl.load(lse + i)[:, None])
     total = nothing
-    low = 0
     for k in range(task.prefixes):
-        high = tl.load(task.ends + k)
+        # not carried from turn to turn: Triton 3.6 and 3.7 take the first value of a carried bound for all turns
+        low, high = tl.load(task.ends + k), tl.load(task.ends + k + 1)
         total = accumulate(total, x, y, low, high, PRECISION, STEP)
-        low = high
         logits = scaled(total, rows, columns, i, j, k) * factor
         if TEACHER:
             part = tl.sum(teacher * logits, 1)
@@ -151,16 +150,15 @@ def residuals(
     nothing = tl.zeros((ROWS, COLUMNS), tl.float32)
     teacher = nothing
     if TEACHER:
-        whole = accumulate(nothing, x, y, 0, tl.load(task.ends + task.prefixes - 1), PRECISION, STEP)
+        whole = accumulate(nothing, x, y, 0, tl.load(task.ends + task.prefixes), PRECISION, STEP)
         logits = scaled(whole, rows, columns, i, j, task.prefixes - 1) * factor
         less = tl.load(alone + (task.prefixes - 1) * lse_stride + i)[:, None]
         teacher = tl.exp(tl.where(masked, -float("inf"), logits) - less)
     total = nothing
-    low = 0
     for k in range(task.prefixes):
-        high = tl.load(task.ends + k)
+        # not carried from turn to turn: Triton 3.6 and 3.7 take the first value of a carried bound for all turns
+        low, high = tl.load(task.ends + k), tl.load(task.ends + k + 1)
         total = accumulate(total, x, y, low, high, PRECISION, STEP)
-        low = high
         similarity = scaled(total, rows, columns, i, j, k)
         logits = tl.where(masked, -float("inf"), similarity * factor)
         slope = tl.exp(logits - tl.load(lse + k * lse_stride + i)[:, None]) * tl.load(slopes + k)

@@ -47,7 +47,7 @@ BLOCKS = {
 
 
 class Plan(NamedTuple):
-    """A problem cut for the kernels; ``widths`` are those of the blocks, ``ends`` (K) are in steps.
+    """A problem cut for the kernels; ``widths`` are those of the blocks, ``ends`` (K + 1, from 0 on) are in steps.
 
     ``scratch`` bounds, in bytes, the residuals of a region and the log-sum-exps of single tiles.
     """
@@ -97,7 +97,7 @@ def plan_of(queries: Tensor, documents: Tensor, problem: Problem) -> Plan:
     widths = tuple(high - low for low, high in zip((0, *problem.dims), problem.dims, strict=False))
     steps = torch.tensor([-(-width // blocks.step) for width in widths], dtype=torch.int32)
     prefix_of_step = torch.arange(count, dtype=torch.int32).repeat_interleave(steps)
-    ends = steps.cumsum(0, dtype=torch.int32)
+    ends = F.pad(steps.cumsum(0, dtype=torch.int32), (1, 0))
     device = queries.device
     return Plan(problem, queries.dtype, blocks, widths, ends.to(device), prefix_of_step.to(device), _SCRATCH)
 

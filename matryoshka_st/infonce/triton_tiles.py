@@ -41,7 +41,7 @@ class Span(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What the logits are made of: ends of the prefixes in steps (K), W, the sample of row 0, bounds of the guide."""
+    """What the logits are made of: 0 and the prefixes' ends in steps (K + 1), W, row 0's sample, guide's bounds."""
 
     ends: Any
     prefixes: int

@@ -6,6 +6,7 @@ means nothing.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -25,6 +26,7 @@ EVERYTHING = {
     "distill": True,
 }
 SHARED_MEMORY = {80: 101_376, 90: 232_448}  # bytes per program: the least of compute capability 8.x, and of 9.0
+INNER_LOOP_FROM_ZERO = re.compile(r"^ {6,}.*scf\.for %\w+ = %c0_i32 to", re.MULTILINE)
 launch = JITFunction.run
 compiled = set()
 
@@ -47,6 +49,8 @@ def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwa
     done = launch(kernel, *args, grid=grid, warmup=True, **kwargs)
     if done.metadata.shared > SHARED_MEMORY[done.metadata.target.arch]:
         raise RuntimeError(f"{kernel.__name__} needs {done.metadata.shared} bytes of shared memory")
+    if INNER_LOOP_FROM_ZERO.search(done.asm["ttgir"]):
+        raise RuntimeError(f"{kernel.__name__} adds every prefix's scores up from its first coordinate again")
     compiled.add(kernel.__name__)
     return done
 
