@@ -40,6 +40,13 @@ ABLATION = {  # label and folders of each row
     "ours, rotation with examples": "ablation/examples-*",
     "ours": "ablation/ours-*",
 }
+ON_A_GPU = {
+    "untrained": "minilm",
+    "sentence-transformers": "h100/host-*",
+    "ours": "h100/general-??",
+    "ours, seed 13 again": "h100/general-13-again",
+    "for similarity, few dims": "h100/sts-*",
+}
 KEPT = 0.995  # share of nDCG@10
 
 Scores = Mapping[tuple[str, int], float]
@@ -87,7 +94,11 @@ def zero_shot() -> str:
     dims = [384, 256, 128, 64, 32]
     rows = [
         [label, *(_against(measured(name)["STS-7", dim], ada) for dim in dims)]
-        for label, name in (("untrained, cut", "minilm"), ("fine-tuned", "minilm-sts"))
+        for label, name in (
+            ("untrained, cut", "minilm"),
+            ("fine-tuned", "minilm-sts"),
+            ("fine-tuned for few dims", "h100/sts-13"),
+        )
     ]
     rows.append([f"ada-002 at 1536: {ada:.2f}", *[""] * len(dims)])
     rows.append([f"3-large at 256: {large:.2f}", *[""] * len(dims)])
@@ -122,13 +133,27 @@ def own_texts() -> str:
 
 def ablation() -> str:
     """Training at equal budget: mean over seeds and their standard deviation, per task and dim."""
+    return _over_seeds(ABLATION, ("STS-7", "SciFact", "Banking77Classification"))
+
+
+def on_a_gpu() -> str:
+    """The same of the larger runs."""
+    return _over_seeds(ON_A_GPU, ("STS-7",))
+
+
+def general_on_a_gpu() -> str:
+    """What the general recipe for a GPU did to each task."""
+    return _gains("h100/general-13", "general recipe for a GPU (beside untrained)")
+
+
+def _over_seeds(patterns: Mapping[str, str], tasks: Sequence[str]) -> str:
     rows_of = {
         label: [measured(str(folder.relative_to(RESULTS))) for folder in sorted(RESULTS.glob(pattern))]
-        for label, pattern in ABLATION.items()
+        for label, pattern in patterns.items()
     }
     dims = [384, 256, 128, 64, 32, 16]
     rows = []
-    for task in ("STS-7", "SciFact", "Banking77Classification"):
+    for task in tasks:
         for label, runs in rows_of.items():
             cells = [[run[task, dim] for run in runs if (task, dim) in run] for dim in dims]
             rows.append([f"{task}, {label}", str(len(runs)), *map(_mean_and_spread, cells)])
@@ -314,6 +339,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "adaptive": adaptive,
     "heads": heads,
     "ablation": ablation,
+    "on-a-gpu": on_a_gpu,
+    "general-on-a-gpu": general_on_a_gpu,
     "own-texts": own_texts,
     "mlm": mlm,
     "few-shot": few_shot,
