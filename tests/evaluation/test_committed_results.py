@@ -107,16 +107,20 @@ def test_the_general_recipe_keeps_the_full_width_and_gains_at_few_dims() -> None
 def test_beside_sentence_transformers_loss_the_general_recipe_is_above_where_the_page_says_so() -> None:
     rows = {name: sorted((RESULTS.parent / "ablation").glob(f"{name}-*")) for name in ("ours", "host", "neighbours")}
     ours, host, neighbours = ([scores(str(folder)) for folder in folders] for folders in rows.values())
-    assert (len(host), len(neighbours)) == (3, 3)
+    assert (len(ours), len(host), len(neighbours)) == (3, 3, 3)
     tasks = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
     for dim in (384, 256, 128, 64, 32, 16):
         least = min(fmean(run[task, dim] for task in tasks) for run in ours)
         assert least > max(fmean(run[task, dim] for task in tasks) for run in host)
         for task in ("SciFact", "Banking77Classification") if dim > 16 else ():
-            assert min(run[task, dim] for run in ours) > max(run[task, dim] for run in host)
-    for dim in (64, 32):
-        assert min(run["SciFact", dim] for run in ours) > max(run["SciFact", dim] for run in neighbours) + 0.5
-    assert min(run["SciFact", 64] for run in ours) > 55
+            assert all(a[task, dim] > b[task, dim] for a, b in zip(ours, host, strict=True))
+    assert mean(ours, "SciFact", 64) > mean(host, "SciFact", 64) + 7
+    assert mean(ours, "SciFact", 32) > mean(neighbours, "SciFact", 32) + 3
+    assert mean(ours, "SciFact", 64) > 54
+
+
+def mean(runs: list[dict[tuple[str, int], float]], task: str, dim: int) -> float:
+    return fmean(run[task, dim] for run in runs)
 
 
 def sts7(folder: str, dim: int) -> float:
