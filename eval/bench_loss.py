@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -220,7 +220,7 @@ def main(
     width: Annotated[list[int] | None, typer.Option(help="Embedding widths")] = None,
     count: Annotated[list[int] | None, typer.Option(help="Numbers of dims")] = None,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
-    dtype: Annotated[str, typer.Option(help="Of the embeddings: float32, bfloat16, float16")] = "float32",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the embeddings")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the JSON")] = None,
     quick: Annotated[bool, typer.Option(help="A smoke test of seconds")] = False,

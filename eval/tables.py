@@ -136,6 +136,20 @@ def ablation() -> str:
     return _over_seeds(ABLATION, ("STS-7", "SciFact", "Banking77Classification"))
 
 
+def loss_on_a_gpu() -> str:
+    """The loss beside sentence-transformers' looped one on a GPU, without and with a cache: time and memory."""
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        for case in _cases(f"bench_loss_h100_{dtype}.json"):
+            seconds, peak = case["seconds_median"], case["peak_extra_bytes"]
+            cells = [f"{1e3 * seconds[name]:.1f}" for name in ("ours", "looped")]
+            for suffix in ("", "_cached"):
+                cells += [f"{found[f'looped{suffix}'] / found[f'ours{suffix}']:.1f}x" for found in (seconds, peak)]
+            rows.append([f"{dtype}, {case['batch']}", str(len(case["dims"])), *cells])
+    head = ["type, B", "K", "ours, ms", "looped, ms", "faster", "less memory"]
+    return markdown([*head, "cached: faster", "cached: less memory"], rows)
+
+
 def on_a_gpu() -> str:
     """The same of the larger runs."""
     return _over_seeds(ON_A_GPU, ("STS-7",))
@@ -339,6 +353,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "adaptive": adaptive,
     "heads": heads,
     "ablation": ablation,
+    "loss-on-a-gpu": loss_on_a_gpu,
     "on-a-gpu": on_a_gpu,
     "general-on-a-gpu": general_on_a_gpu,
     "own-texts": own_texts,

@@ -26,7 +26,7 @@ EVERYTHING = {
     "distill": True,
 }
 SHARED_MEMORY = {80: 101_376, 90: 232_448}  # bytes per program: the least of compute capability 8.x, and of 9.0
-INNER_LOOP_FROM_ZERO = re.compile(r"^ {6,}.*scf\.for %\w+ = %c0_i32 to", re.MULTILINE)
+INNER_LOOP_FROM_ZERO = re.compile(r"^ {6,}.*scf\.for %\w+ = %c0_i32\w* to", re.MULTILINE)
 launch = JITFunction.run
 compiled = set()
 
