@@ -1,10 +1,14 @@
 """What each part of a recipe gives: one training per row and seed at equal budget, all scored on the same tasks.
 
+Rows that begin with the same rotation share it: it is learned once, with the result that a run of its own has, and
+``train_seconds`` are without it (its own stand in its folder).
+
 python eval/ablation.py eval/ablation.yaml --work output/ablation --dataset-mirror MIRROR
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
@@ -31,6 +35,20 @@ from matryoshka_st.training.prepare import prepare
 from matryoshka_st.training.recipe import parse_recipe
 
 UNTRAINED = "untrained"
+ROTATION = (
+    "model_name_or_path",
+    "train_data",
+    "max_train_rows",
+    "bad_rows",
+    "max_seq_length",
+    "attn_implementation",
+    "matryoshka_dims",
+    "eval_data",
+    "eval_split",
+    "eval_size",
+    "seed",
+)
+"""What a rotation depends on, beside the keys that begin with rotate."""
 STS7 = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 
 
@@ -50,17 +68,33 @@ def train_host(recipe: Recipe) -> None:
     save_model(prepared.model, recipe.folder / "model", dims=prepared.dims)
 
 
+def rotated(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recipe without its rotation, from the rotated model, which is made in ``folder`` if it is not there yet."""
+    chosen = {key: value for key, value in values.items() if key.startswith("rotate") or key in ROTATION}
+    name = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+    model = folder / name / "model"
+    if not model.exists():
+        recipe = _recipe({**chosen, "eval_strategy": "no"}, folder / name)
+        start = time.perf_counter()
+        prepared, _ = prepare(recipe)
+        prepared.model.max_seq_length = prepared.own_seq_length
+        save_model(prepared.model, model, dims=prepared.dims)
+        write_json(folder / name / "seconds.json", {"rotation_seconds": time.perf_counter() - start})
+    kept = {key: value for key, value in values.items() if not key.startswith("rotate")}
+    return {**kept, "model_name_or_path": str(model)}
+
+
 def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path) -> float:
     """Train one row if it is not there yet; seconds it took, or what an earlier call noted."""
     note = folder / "seconds.json"
     if note.exists():
         return float(json.loads(note.read_text(encoding="utf-8"))["train_seconds"])
     host = flags.pop("host", False)
-    values = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
-    merged = {**values, **flags, "seed": seed, "output_dir": str(folder)}
-    write_whole(folder / "recipe.yaml", yaml.safe_dump(merged, sort_keys=False))
+    values = {**yaml.safe_load(recipe_file.read_text(encoding="utf-8")), **flags, "seed": seed}
+    if values.get("rotate"):
+        values = rotated(values, folder.parent / "rotations")
     start = time.perf_counter()
-    recipe = parse_recipe(["--config", str(folder / "recipe.yaml")])
+    recipe = _recipe(values, folder)
     if host:
         train_host(recipe)
     else:
@@ -69,6 +103,12 @@ def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path)
     seconds = time.perf_counter() - start
     write_json(note, {"train_seconds": seconds})
     return seconds
+
+
+def _recipe(values: dict[str, Any], folder: Path) -> Recipe:
+    written = {**values, "output_dir": str(folder)}
+    write_whole(folder / "recipe.yaml", yaml.safe_dump(written, sort_keys=False))
+    return parse_recipe(["--config", str(folder / "recipe.yaml")])
 
 
 def score(folder: Path, dims: list[int], plan: dict[str, Any], mirror: Path, *, trained: bool) -> None:
