@@ -65,6 +65,7 @@ def train_host(recipe: Recipe) -> None:
         loss=MatryoshkaLoss(prepared.model, loss, dims),
     )
     trainer.train()
+    prepared.model.max_seq_length = prepared.own_seq_length
     save_model(prepared.model, recipe.folder / "model", dims=prepared.dims)
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 
 pytestmark = pytest.mark.slow
 
@@ -115,35 +116,45 @@ def test_a_cascade_is_reported_beside_its_oracle(tiny_model_path: Path, labelled
 def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
     """A plan with its recipe, pairs and the texts of STS12; two rows start from one rotation."""
     rows = texts(120, 1)
-    pairs = {"anchor": [row["text"] for row in rows], "positive": [f"{row['label']} {row['text']}" for row in rows]}
-    pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
-    scored = {
-        "sentence1": pairs["anchor"][:60],
-        "sentence2": pairs["positive"][60:],
-        "score": [i % 6 for i in range(60)],
-    }
+    anchors, positives = [row["text"] for row in rows], [f"{row['label']} {row['text']}" for row in rows]
+    pq.write_table(pa.table({"anchor": anchors, "positive": positives}), tmp_path / "pairs.parquet")
+    scored = pa.table({"sentence1": anchors, "sentence2": positives[::-1], "score": [i % 6 for i in range(120)]})
+    sts12 = tmp_path / "mirror" / "mteb" / "sts12-sts"
+    (sts12 / "data").mkdir(parents=True)
     for split in ("validation", "test"):
-        file = tmp_path / "mirror" / "mteb" / "sts12-sts" / "data" / f"{split}.parquet"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(scored), file)
-    recipe = {"model_name_or_path": str(tiny_model_path), "train_data": [str(tmp_path / "pairs.parquet")]}
-    recipe |= {"eval_data": str(tmp_path / "mirror" / "mteb" / "sts12-sts"), "eval_split": "validation"}
-    recipe |= {"matryoshka_dims": [32, 16, 8], "rotate": [str(tmp_path / "pairs.parquet")], "rotate_steps": 5}
-    recipe |= {"eval_strategy": "no", "max_steps": 3}
-    recipe |= {"rotate_contrast": 1.0, "per_device_train_batch_size": 8, "use_cpu": True, "dropout": 0.0}
+        pq.write_table(scored, sts12 / "data" / f"{split}.parquet")
+    recipe: dict[str, Any] = {
+        "model_name_or_path": str(tiny_model_path),
+        "train_data": [str(tmp_path / "pairs.parquet")],
+        "eval_data": str(sts12),
+        "eval_split": "validation",
+        "eval_strategy": "no",
+        "max_seq_length": 16,
+        "matryoshka_dims": [32, 16, 8],
+        "rotate": [str(tmp_path / "pairs.parquet")],
+        "rotate_steps": 5,
+        "rotate_contrast": 1.0,
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "dropout": 0.0,
+        "use_cpu": True,
+    }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    rows_of = {"ours": {"seeds": [13, 14]}, "slower": {"learning_rate": 1.0e-6}, "plain": {"rotate": None}}
+    rows_of = {"ours": {"seeds": [13, 14]}, "slower": {"learning_rate": 1e-6}, "host": {"host": True, "rotate": None}}
     plan = {"recipe": "recipe.yaml", "dims": [32, 8], "seeds": [13], "tasks": ["STS12"], "rows": rows_of}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
     return tmp_path
 
 
-def test_rows_of_one_seed_share_a_rotation_that_is_the_run_s_own(ablation_files: Path) -> None:
+def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Path) -> None:
     work, whole = ablation_files / "work", ablation_files / "whole"
     words = [ablation_files / "plan.yaml", "--work", work, "--dataset-mirror", ablation_files / "mirror"]
-    words += [word for row in ("ours", "slower", "plain") for word in ("--row", row)]
+    words += [word for row in ("ours", "slower", "host") for word in ("--row", row)]
     found = run("ablation.py", *words, output=ablation_files / "found.json")
-    assert {name: len(runs) for name, runs in found["scores"].items()} == {"ours": 2, "slower": 1, "plain": 1}
+    assert {name: len(runs) for name, runs in found["scores"].items()} == {"ours": 2, "slower": 1, "host": 1}
+    lengths = [SentenceTransformer(str(work / row / "model")).max_seq_length for row in ("ours-13", "host-13")]
+    assert lengths == [32, 32], "both score whole texts, not what training read of them"
+
     assert len(list((work / "rotations").iterdir())) == 2
     recipe = ["--config", str(ablation_files / "recipe.yaml"), "--output_dir", str(whole), "--seed", "13"]
     subprocess.run([sys.executable, "-m", "matryoshka_st", "train", *recipe], check=True, capture_output=True)
