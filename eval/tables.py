@@ -38,6 +38,7 @@ ABLATION = {  # label and folders of each row
     "sentence-transformers": "ablation/host-*",
     "ours, rotation without pairs": "ablation/neighbours-*",
     "ours, rotation with examples": "ablation/examples-*",
+    "ours, longer rotation": "ablation/longer-*",
     "ours": "ablation/ours-*",
 }
 ON_A_GPU = {
@@ -387,11 +388,12 @@ def main(
 def _gains(name: str, title: str) -> str:
     """The score of a model at each dim of the untrained one, and the difference between them in brackets."""
     ours, untrained = measured(name), measured("minilm")
-    others = sorted({task for task, _ in ours} - {"STS-7", *STS7})
-    dims = sorted({dim for _, dim in ours} & {dim for _, dim in untrained}, reverse=True)
+    tasks = ["STS-7", *STS7, *sorted({task for task, _ in ours} - {"STS-7", *STS7})]
+    both = ours.keys() & untrained.keys()
+    dims = sorted({dim for _, dim in both if all((task, dim) in both for task in tasks)}, reverse=True)
     rows = [
         [task, *(f"{ours[task, dim]:.2f} ({ours[task, dim] - untrained[task, dim]:+.2f})" for dim in dims)]
-        for task in ["STS-7", *STS7, *others]
+        for task in tasks
     ]
     return markdown([title, *map(str, dims)], rows)
 
