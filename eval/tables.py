@@ -36,6 +36,7 @@ OWN_TEXTS = {"Banking77Classification": "banking77", "MassiveIntentClassificatio
 ABLATION = {  # label and folders of each row
     "untrained": "minilm",
     "sentence-transformers": "ablation/host-*",
+    "ours, no rotation": "ablation/unrotated-*",
     "ours, rotation without pairs": "ablation/neighbours-*",
     "ours, rotation with examples": "ablation/examples-*",
     "ours, longer rotation": "ablation/longer-*",

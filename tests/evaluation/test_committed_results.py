@@ -123,6 +123,15 @@ def test_beside_sentence_transformers_loss_the_general_recipe_is_above_where_the
     assert mean(ours, "SciFact", 64) > 54
 
 
+def test_without_the_rotation_few_dims_and_the_full_width_are_worth_less() -> None:
+    ours, unrotated = scores("ablation/ours-13"), scores("ablation/unrotated-13")
+    for dim in DIMS:
+        assert sts7(ours, dim) > sts7(unrotated, dim) + 0.5
+        for task in ("SciFact", "Banking77Classification"):
+            assert ours[task, dim] > unrotated[task, dim] + 0.45
+    assert ours["Banking77Classification", 16] < unrotated["Banking77Classification", 16]
+
+
 def test_all_rows_of_the_ablation_were_scored_on_texts_of_the_same_length() -> None:
     metas = [json.loads(path.read_text()) for path in (RESULTS.parent / "ablation").rglob("model_meta.json")]
     assert {meta["max_tokens"] for meta in metas} == {256}
