@@ -40,6 +40,8 @@ ABLATION = {  # label and folders of each row
     "ours, rotation without pairs": "ablation/neighbours-*",
     "ours, rotation with examples": "ablation/examples-*",
     "ours, longer rotation": "ablation/longer-*",
+    "ours, no teacher": "ablation/untaught-*",
+    "ours, nothing kept of the start": "ablation/unshared-*",
     "ours": "ablation/ours-*",
 }
 ON_A_GPU = {

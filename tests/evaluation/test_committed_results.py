@@ -132,6 +132,14 @@ def test_without_the_rotation_few_dims_and_the_full_width_are_worth_less() -> No
     assert ours["Banking77Classification", 16] < unrotated["Banking77Classification", 16]
 
 
+def test_without_teacher_little_changes() -> None:
+    ours, untaught = scores("ablation/ours-13"), scores("ablation/untaught-13")
+    for dim in (*DIMS, 16):
+        assert sts7(untaught, dim) == pytest.approx(sts7(ours, dim), abs=0.5)
+        for task in ("SciFact", "Banking77Classification"):
+            assert ours[task, dim] - 0.5 < untaught[task, dim] < ours[task, dim] + 0.7
+
+
 def test_all_rows_of_the_ablation_were_scored_on_texts_of_the_same_length() -> None:
     metas = [json.loads(path.read_text()) for path in (RESULTS.parent / "ablation").rglob("model_meta.json")]
     assert {meta["max_tokens"] for meta in metas} == {256}
