@@ -65,7 +65,7 @@ def train_host(recipe: Recipe) -> None:
         loss=MatryoshkaLoss(prepared.model, loss, dims),
     )
     trainer.train()
-    prepared.model.max_seq_length = prepared.own_seq_length
+    prepared.take_whole_texts(prepared.model)
     save_model(prepared.model, recipe.folder / "model", dims=prepared.dims)
 
 
@@ -78,7 +78,7 @@ def rotated(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         recipe = _recipe({**chosen, "eval_strategy": "no"}, folder / name)
         start = time.perf_counter()
         prepared, _ = prepare(recipe)
-        prepared.model.max_seq_length = prepared.own_seq_length
+        prepared.take_whole_texts(prepared.model)
         save_model(prepared.model, model, dims=prepared.dims)
         write_json(folder / name / "seconds.json", {"rotation_seconds": time.perf_counter() - start})
     kept = {key: value for key, value in values.items() if not key.startswith("rotate")}

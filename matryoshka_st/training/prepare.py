@@ -47,6 +47,10 @@ class Prepared:
     evaluator: MatryoshkaEvaluator
     start: dict[str, torch.Tensor]
 
+    def take_whole_texts(self, model: SentenceTransformer) -> None:
+        """Let the model take texts as long as it did by itself, whatever training read of them."""
+        model.max_seq_length = max(filter(None, (model.max_seq_length, self.own_seq_length)), default=None)
+
 
 def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     """Load model and data, check them against each other, and score the model before anything is done to it.

@@ -116,7 +116,7 @@ def carry_out(
     trained = _saved_by(trainer, recipe)
     average_with(trained, prepared.start, recipe.model.start_share)
     after = score(trained, prepared.evaluator)
-    trained.max_seq_length = max(filter(None, (trained.max_seq_length, prepared.own_seq_length)), default=None)
+    prepared.take_whole_texts(trained)
     scores = Scores(prepared.evaluator.label, before, after)
     if state.is_main_process:
         trained.model_card_data.set_evaluation_metrics(prepared.evaluator, _named(prepared.evaluator, after))
