@@ -16,6 +16,7 @@ _PUBLIC = {
     "MatryoshkaContrastiveLoss": "matryoshka_st.losses",
     "MatryoshkaDims": "matryoshka_st.nesting",
     "MatryoshkaLinear": "matryoshka_st.losses",
+    "NeighbourDistillLoss": "matryoshka_st.losses",
     "SpreadOutLoss": "matryoshka_st.losses",
     "TeacherDistillLoss": "matryoshka_st.losses",
     "UserError": "matryoshka_st.errors",

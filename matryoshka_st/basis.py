@@ -26,7 +26,8 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.infonce import nested_infonce
-from matryoshka_st.nesting import MatryoshkaDims, truncate_normalize
+from matryoshka_st.neighbours import neighbour_divergence, without_mean
+from matryoshka_st.nesting import MatryoshkaDims
 
 logger = logging.getLogger(__name__)
 
@@ -163,38 +164,6 @@ def check_learning(steps: int, contrast: float, *, told: bool) -> None:
         )
 
 
-def without_mean(embeddings: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
-    """Unit vectors, float32, of the embeddings without the direction of their mean: it is orthogonal to all of them.
-
-    >>> without_mean(torch.tensor([[1.0, 3.0], [-1.0, 3.0]]))
-    tensor([[ 1.,  0.],
-            [-1.,  0.]])
-    """
-    unit = F.normalize(embeddings.float(), dim=-1)
-    common = F.normalize(unit.mean(dim=0), dim=0)
-    return F.normalize(unit - torch.outer(unit @ common, common), dim=-1)
-
-
-def neighbour_divergence(
-    unit: Float[Tensor, "n width"], rotated: Float[Tensor, "n rotated"], dims: Sequence[int], *, scale: float
-) -> Float[Tensor, ""]:
-    """``KL(full width || prefix)`` of each row's softmax over the other rows, averaged over rows, summed over dims.
-
-    Args:
-        unit: Unit vectors: what the neighbours should be.
-        rotated: The same texts, of any length; their prefixes are scored.
-        dims: The prefixes.
-        scale: 1 / temperature.
-
-    >>> x = torch.eye(3)
-    >>> neighbour_divergence(x, x, [3], scale=20.0).item()
-    0.0
-    """
-    wanted = _neighbours(unit, scale)
-    found = (_neighbours(truncate_normalize(rotated, dim), scale) for dim in dims)
-    return torch.stack([F.kl_div(log_p, wanted, reduction="batchmean", log_target=True) for log_p in found]).sum()
-
-
 def _require_finite(embeddings: Float[Tensor, "n width"]) -> None:
     finite = embeddings.isfinite().all(dim=-1)
     if not finite.all():
@@ -202,12 +171,6 @@ def _require_finite(embeddings: Float[Tensor, "n width"]) -> None:
         raise UserError(
             f"Embedding {row} of {len(embeddings)} is not finite, so no rotation fits; repair the model or drop it."
         )
-
-
-def _neighbours(x: Float[Tensor, "n dim"], scale: float) -> Float[Tensor, "n others"]:
-    scores = scale * x @ x.T
-    others = scores.flatten()[:-1].view(len(x) - 1, len(x) + 1)[:, 1:].reshape(len(x), len(x) - 1)
-    return torch.log_softmax(others, dim=1)
 
 
 def _near(embeddings: Float[Tensor, "n width"], examples: Sequence[int]) -> Int[Tensor, " near"]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from matryoshka_st.basis import fit_rotation, learn_rotation, neighbour_divergence
+from matryoshka_st.basis import fit_rotation, learn_rotation
 from matryoshka_st.errors import UserError
 from matryoshka_st.nesting import truncate_normalize
 from matryoshka_st.rotation import rotate
@@ -101,20 +101,6 @@ def test_without_steps_or_a_prefix_it_is_the_singular_vectors() -> None:
     embeddings = clustered(100, 16)
     assert torch.equal(learn_rotation(embeddings, [16, 4], steps=0), fit_rotation(embeddings))
     assert torch.equal(learn_rotation(embeddings, [16], steps=10), fit_rotation(embeddings))
-
-
-def test_the_divergence_is_that_of_softmaxes_over_the_others() -> None:
-    unit = F.normalize(clustered(7, 8).double(), dim=1)
-    rotated = clustered(7, 8, seed=1).double()
-    expected = 0.0
-    for row in range(7):
-        others = [i for i in range(7) if i != row]
-        full = torch.softmax(5 * unit[others] @ unit[row], dim=0)
-        for dim in (2, 5):
-            x = truncate_normalize(rotated, dim)
-            prefix = torch.softmax(5 * x[others] @ x[row], dim=0)
-            expected += (full * (full / prefix).log()).sum().item() / 7
-    assert neighbour_divergence(unit, rotated, [2, 5], scale=5.0).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,15 @@ class MatryoshkaArguments:
 
     _argument_group_name = "matryoshka loss"
 
+    objective: Literal["contrastive", "neighbours"] = field(
+        default="contrastive",
+        metadata={
+            "help": "contrastive: each anchor finds its positive. neighbours: every prefix learns which texts of "
+            "--train_data are near each other by the full width of the model as it came; no pair is used as a pair. "
+            "For few dims, before contrastive training; batches of 1,000 texts, --max_steps 500 and --learning_rate "
+            "2e-4 are usual."
+        },
+    )
     matryoshka_dims: list[int] | None = field(
         default=None,
         metadata={"help": "Dims to train, e.g. 384 256 128 64 32. Default: the width and powers of two below."},
@@ -227,6 +236,23 @@ class MatryoshkaArguments:
             "keeps what the teacher knows; 1 is worth trying. Runs the teacher once per step."
         },
     )
+    teacher_scale: float = field(
+        default=40.0,
+        metadata={
+            "help": "With --objective neighbours: 1 / temperature of the softmax over the full width's neighbours. "
+            "Above --scale, near texts move apart."
+        },
+    )
+    group_size: int = field(
+        default=32, metadata={"help": "With --objective neighbours: batches are made of groups of so many near texts."}
+    )
+    group_among: int = field(
+        default=512,
+        metadata={
+            "help": "With --objective neighbours: a group is drawn from so many texts nearest to one drawn at random. "
+            "As many as --group_size: paraphrases; some hundred: one topic."
+        },
+    )
     engine: Literal["auto", "tiled", "triton"] = field(
         default="auto", metadata={"help": "How the loss is computed; auto takes triton on CUDA where it can."}
     )
@@ -246,7 +272,8 @@ class RunArguments:
         },
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "Check model, data, dims and one step on two rows; train and write nothing."}
+        default=False,
+        metadata={"help": "Check model, data, dims and one step on three rows; write nothing."},
     )
     card_samples: bool = field(default=False, metadata={"help": "Let the model card show training rows."})
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from matryoshka_st.losses import (
     CachedMatryoshkaContrastiveLoss,
     CombinedLoss,
     MatryoshkaContrastiveLoss,
+    NeighbourDistillLoss,
     SpreadOutLoss,
     TaughtLoss,
     TeacherDistillLoss,
@@ -21,19 +22,32 @@ from matryoshka_st.training.arguments import MatryoshkaArguments, Recipe
 _DEFAULT_MINI_BATCH_SIZE = 32
 
 
-def build_loss(recipe: Recipe, model: SentenceTransformer, dims: tuple[int, ...]) -> nn.Module:
+def build_loss(
+    recipe: Recipe, model: SentenceTransformer, dims: tuple[int, ...], targets: Tensor | None = None
+) -> nn.Module:
     """The loss of the recipe around the model.
 
     Args:
         recipe: The run.
         model: The model to train.
         dims: Used where the recipe names no ``matryoshka_dims``.
+        targets: Embeddings of the training texts, for the objective ``neighbours``.
 
     Raises:
         UserError: If the loss refuses its options.
     """
     loss = recipe.matryoshka
     chosen = loss.matryoshka_dims or dims
+    if targets is not None:
+        return NeighbourDistillLoss(
+            model,
+            targets,
+            chosen,
+            loss.matryoshka_weights,
+            scale=loss.scale,
+            teacher_scale=loss.teacher_scale,
+            length_groups=loss.length_groups,
+        )
     options = _options(recipe)
     sizes = _mini_batches(loss)
     terms: dict[str, nn.Module] = {}

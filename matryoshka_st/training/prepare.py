@@ -31,14 +31,19 @@ from matryoshka_st.training.average import start_weights
 from matryoshka_st.training.held_out import build_evaluator, sample_pairs, sample_texts
 from matryoshka_st.training.lora import add_lora
 from matryoshka_st.training.loss import build_loss
+from matryoshka_st.training.near_batches import NearBatchSampler
+from matryoshka_st.training.near_texts import near_texts, refuse_unserved
 from matryoshka_st.training.per_source import one_each, rotation_pairs, rotation_texts
+from matryoshka_st.training.trainer import Batches
 
 logger = logging.getLogger(__name__)
+
+_DRY_ROWS = 3
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to start."""
+    """A run that is ready to start; ``targets`` and ``batches`` are those of the objective ``neighbours``."""
 
     model: SentenceTransformer
     own_seq_length: int | None
@@ -46,6 +51,8 @@ class Prepared:
     train: Dataset | DatasetDict
     evaluator: MatryoshkaEvaluator
     start: dict[str, torch.Tensor]
+    targets: torch.Tensor | None = None
+    batches: Batches | None = None
 
     def take_whole_texts(self, model: SentenceTransformer) -> None:
         """Let the model take texts as long as it did by itself, whatever training read of them."""
@@ -63,23 +70,37 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     """
     steps, contrast = recipe.model.rotate_steps, recipe.model.rotate_contrast
     check_learning(steps, contrast, told=bool(contrast or recipe.model.rotate_like))
+    if recipe.matryoshka.objective == "neighbours":
+        refuse_unserved(recipe.matryoshka)
     model, own_seq_length = load_base_model(recipe)
     width = embedding_width(model)
     dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims
     declare_dims(model, dims)
     train = load_train_data(recipe)
     train, evaluator = build_evaluator(recipe, train, dims)
-    smallest = min(train.values(), key=len) if isinstance(train, DatasetDict) else train
-    require_batch(smallest, recipe.trainer.per_device_train_batch_size)
+    neighbours = recipe.matryoshka.objective == "neighbours"
+    if not neighbours:
+        smallest = min(train.values(), key=len) if isinstance(train, DatasetDict) else train
+        require_batch(smallest, recipe.trainer.per_device_train_batch_size)
     before = score(model, evaluator)
     if recipe.model.rotate:
         texts, fit = _rotation(recipe, train, dims)
         rotate_model(model, texts, fit=fit, progress=not recipe.trainer.disable_tqdm)
+    targets, batches = None, None
+    if neighbours:
+        train, targets = near_texts(model, train, bf16=recipe.trainer.bf16, progress=not recipe.trainer.disable_tqdm)
+        require_batch(train, recipe.trainer.per_device_train_batch_size)
+        batches = partial(
+            NearBatchSampler,
+            embeddings=targets,
+            group_size=recipe.matryoshka.group_size,
+            group_among=recipe.matryoshka.group_among,
+        )
     if recipe.matryoshka.fixed is not None:
         keep_prefix(model, recipe.matryoshka.fixed)
         declare_dims(model, dims)
     start = adapt(model, recipe.model)
-    return Prepared(model, own_seq_length, dims, train, evaluator, start), before
+    return Prepared(model, own_seq_length, dims, train, evaluator, start, targets, batches), before
 
 
 def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]:
@@ -163,7 +184,7 @@ def score(model: SentenceTransformer, evaluator: MatryoshkaEvaluator) -> dict[in
 
 
 def dry_run(recipe: Recipe) -> None:
-    """Say what a run would do, and do one forward and backward pass on two rows; nothing is written.
+    """Say what a run would do, and do one forward and backward pass on three rows; nothing is written.
 
     Raises:
         UserError: If the recipe cannot be run.
@@ -173,18 +194,21 @@ def dry_run(recipe: Recipe) -> None:
     sets = prepared.train if isinstance(prepared.train, DatasetDict) else {"training data": prepared.train}
     for name, dataset in sets.items():
         console.print(f"[bold]{name}[/bold]: ", end="")
-        console.print(describe_columns(dataset), markup=False)
-    loss = build_loss(recipe, prepared.model, prepared.dims).train()
+        told = describe_columns(dataset) if prepared.targets is None else f"{len(dataset):,} distinct texts"
+        console.print(told, markup=False)
+    loss = build_loss(recipe, prepared.model, prepared.dims, prepared.targets).train()
     WeightSchedule(loss).tell(0.0)
-    rows = next(iter(sets.values()))[:2]
-    terms = loss([_to(prepared.model.preprocess(rows[name]), prepared.model.device) for name in rows])
+    rows = next(iter(sets.values()))[:_DRY_ROWS]
+    labels = torch.tensor(rows.pop("label"), device=prepared.model.device) if "label" in rows else None
+    terms = loss([_to(prepared.model.preprocess(texts), prepared.model.device) for texts in rows.values()], labels)
     torch.stack(list(terms.values())).sum().backward()
     batch = recipe.trainer.train_batch_size * recipe.trainer.gradient_accumulation_steps * PartialState().num_processes
     steps = recipe.trainer.max_steps
     if steps < 0:
         steps = int(sum(map(len, sets.values())) * recipe.trainer.num_train_epochs / batch)
-    console.print(f"about {steps:,} steps of {batch} pairs; dims {', '.join(map(str, prepared.dims))}")
-    console.print("loss on two rows: " + ", ".join(f"{name} {value.item():.4f}" for name, value in terms.items()))
+    rows_are = "pairs" if prepared.targets is None else "texts"
+    console.print(f"about {steps:,} steps of {batch} {rows_are}; dims {', '.join(map(str, prepared.dims))}")
+    console.print("loss on three rows: " + ", ".join(f"{name} {value.item():.4f}" for name, value in terms.items()))
     console.print(f"untrained {prepared.evaluator.label}: {scores_line(before)}")
     console.print("The recipe is ready to run.")
 

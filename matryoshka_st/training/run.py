@@ -69,7 +69,7 @@ def train(recipe: Recipe) -> Scores:
     config = as_yaml(recipe)
     resume_from = resume_point(recipe.run.resume, recipe.folder, config)
     prepared, before = prepare(recipe)
-    loss = build_loss(recipe, prepared.model, prepared.dims)
+    loss = build_loss(recipe, prepared.model, prepared.dims, prepared.targets)
     return carry_out(recipe, config, prepared, loss, before, resume_from)
 
 
@@ -109,6 +109,7 @@ def carry_out(
         train_dataset=prepared.train,
         loss=loss,
         evaluator=prepared.evaluator,
+        batches=prepared.batches,
     )
     if not recipe.run.card_samples:
         drop_training_rows(prepared.model)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler
 from transformers import Trainer
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.losses import WeightSchedule
+
+Batches = Callable[..., BatchSampler]
+"""Makes the batch sampler of a dataset from what sentence-transformers tells every one."""
 
 LOSS_WEIGHTS = "loss.safetensors"
 MODELS = {"model", "guide"}  # what losses call the models that they hold
@@ -72,12 +77,24 @@ class MatryoshkaTrainer(GuardedTrainer, SentenceTransformerTrainer):
     """A guarded ``SentenceTransformerTrainer`` that tells the loss how far the run is, and keeps the loss's weights.
 
     The host trains weights of the loss, such as a classifier's, but leaves them out of its checkpoints.
+
+    Args:
+        args: As the host's.
+        batches: Makes the batch sampler of a dataset in place of ``args.batch_sampler``, which is saved with every
+            checkpoint and can only hold what is small.
+        kwargs: As the host's.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batches: Batches | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.batches = batches
         if isinstance(self.loss, nn.Module):
             self.add_callback(WeightSchedule(self.loss))
+
+    def get_batch_sampler(self, dataset: Dataset, *args: Any, **kwargs: Any) -> BatchSampler | None:
+        """The host's, or what ``batches`` makes."""
+        make = super().get_batch_sampler if self.batches is None else self.batches
+        return make(dataset, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         own = own_weights(self.loss)

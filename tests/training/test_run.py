@@ -84,8 +84,9 @@ def test_the_untouched_model_is_scored_first(flags: list[str], tiny_model_path: 
         ["--rotate", "train"],
         ["--lora", "--lora_dropout", "0.2"],
         ["--n_dims_per_step", "2", "--matryoshka_weights_end", "0", "1", "2", "--mini_batch_size", "3"],
+        ["--objective", "neighbours", "--group_size", "2", "--group_among", "4"],
     ],
-    ids=["plain", "rotated", "lora", "drawn dims, moving weights, cached"],
+    ids=["plain", "rotated", "lora", "drawn dims, moving weights, cached", "neighbours"],
 )
 def test_killed_and_resumed_ends_with_the_same_weights(
     flags: list[str], tmp_path: Path, extra: list[str], monkeypatch: pytest.MonkeyPatch
@@ -287,8 +288,12 @@ def test_a_truncated_model_is_refused(flags: list[str], tiny_model_path: Path, t
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["--gather_across_devices", "--mini_batch_size", "3", "--exclude_duplicates", "--n_dims_per_step", "2"]],
-    ids=["apart", "gathered, cached, drawn dims"],
+    [
+        [],
+        ["--gather_across_devices", "--mini_batch_size", "3", "--exclude_duplicates", "--n_dims_per_step", "2"],
+        ["--objective", "neighbours", "--group_size", "2", "--group_among", "4"],
+    ],
+    ids=["apart", "gathered, cached, drawn dims", "neighbours"],
 )
 def test_two_processes_train_and_save_one_model(flags: list[str], tmp_path: Path, extra: list[str]) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
