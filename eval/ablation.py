@@ -1,7 +1,8 @@
 """What each part of a recipe gives: one training per row and seed at equal budget, all scored on the same tasks.
 
 Rows that begin with the same rotation share it: it is learned once, with the result that a run of its own has, and
-``train_seconds`` are without it (its own stand in its folder).
+``train_seconds`` are without it (its own stand in its folder). A row with ``first: RECIPE`` starts from the model that
+this other recipe trains with the same seed, in the row's folder; those seconds stand there too.
 
 python eval/ablation.py eval/ablation.yaml --work output/ablation --dataset-mirror MIRROR
 """
@@ -90,8 +91,11 @@ def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path)
     note = folder / "seconds.json"
     if note.exists():
         return float(json.loads(note.read_text(encoding="utf-8"))["train_seconds"])
-    host = flags.pop("host", False)
+    host, first = flags.pop("host", False), flags.pop("first", None)
     values = {**yaml.safe_load(recipe_file.read_text(encoding="utf-8")), **flags, "seed": seed}
+    if first:
+        train_row({}, recipe_file.parent / first, seed, folder / "first")
+        values["model_name_or_path"] = str(folder / "first" / "model")
     if values.get("rotate"):
         values = rotated(values, folder.parent / "rotations")
     start = time.perf_counter()

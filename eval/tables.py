@@ -36,19 +36,28 @@ OWN_TEXTS = {"Banking77Classification": "banking77", "MassiveIntentClassificatio
 ABLATION = {  # label and folders of each row
     "untrained": "minilm",
     "sentence-transformers": "ablation/host-*",
+    "InfoNCE at 384, then cut": "ablation/plain-*",
+    "InfoNCE at 256 alone": "ablation/fixed-256-*",
+    "InfoNCE at 64 alone": "ablation/fixed-64-*",
     "ours, no rotation": "ablation/unrotated-*",
+    "ours, rotation by singular vectors": "ablation/singular-*",
     "ours, rotation without pairs": "ablation/neighbours-*",
     "ours, rotation with examples": "ablation/examples-*",
     "ours, longer rotation": "ablation/longer-*",
     "ours, no teacher": "ablation/untaught-*",
     "ours, nothing kept of the start": "ablation/unshared-*",
+    "ours, self-distillation": "ablation/distilled-*",
+    "ours, spread-out": "ablation/spread-*",
     "ours": "ablation/ours-*",
 }
 ON_A_GPU = {
     "untrained": "minilm",
-    "sentence-transformers": "h100/host-*",
+    "sentence-transformers": "h100/host-??",
+    "sentence-transformers, as many texts": "h100/host-13-long",
     "ours": "h100/general-??",
     "ours, seed 13 again": "h100/general-13-again",
+    "ours, neighbours first": "h100/neighbours-??",
+    "ours, neighbours first, full width weighted": "h100/neighbours-13-wide",
     "for similarity, few dims": "h100/sts-*",
 }
 KEPT = 0.995  # share of nDCG@10
@@ -156,12 +165,17 @@ def loss_on_a_gpu() -> str:
 
 def on_a_gpu() -> str:
     """The same of the larger runs."""
-    return _over_seeds(ON_A_GPU, ("STS-7",))
+    return _over_seeds(ON_A_GPU, ("STS-7", "SciFact", "Banking77Classification"))
 
 
 def general_on_a_gpu() -> str:
     """What the general recipe for a GPU did to each task."""
     return _gains("h100/general-13", "general recipe for a GPU (beside untrained)")
+
+
+def neighbours_on_a_gpu() -> str:
+    """What learning the neighbours first changed on each task."""
+    return _gains("h100/neighbours-13", "neighbours first (beside the recipe without)", beside="h100/general-13")
 
 
 def _over_seeds(patterns: Mapping[str, str], tasks: Sequence[str]) -> str:
@@ -172,8 +186,11 @@ def _over_seeds(patterns: Mapping[str, str], tasks: Sequence[str]) -> str:
     dims = [384, 256, 128, 64, 32, 16]
     rows = []
     for task in tasks:
-        for label, runs in rows_of.items():
-            cells = [[run[task, dim] for run in runs if (task, dim) in run] for dim in dims]
+        for label, all_runs in rows_of.items():
+            runs = [run for run in all_runs if any((task, dim) in run for dim in dims)]
+            if not runs:
+                continue
+            cells = [[run[task, dim] for run in runs if all((task, dim) in one for one in runs)] for dim in dims]
             rows.append([f"{task}, {label}", str(len(runs)), *map(_mean_and_spread, cells)])
     return markdown(["", "seeds", *map(str, dims)], rows)
 
@@ -360,6 +377,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loss-on-a-gpu": loss_on_a_gpu,
     "on-a-gpu": on_a_gpu,
     "general-on-a-gpu": general_on_a_gpu,
+    "neighbours-on-a-gpu": neighbours_on_a_gpu,
     "own-texts": own_texts,
     "mlm": mlm,
     "few-shot": few_shot,
@@ -388,14 +406,14 @@ def main(
             path.write_text(new, encoding="utf-8")
 
 
-def _gains(name: str, title: str) -> str:
-    """The score of a model at each dim of the untrained one, and the difference between them in brackets."""
-    ours, untrained = measured(name), measured("minilm")
+def _gains(name: str, title: str, beside: str = "minilm") -> str:
+    """The score of a model at each dim of another, by default the untrained one, and the difference in brackets."""
+    ours, other = measured(name), measured(beside)
     tasks = ["STS-7", *STS7, *sorted({task for task, _ in ours} - {"STS-7", *STS7})]
-    both = ours.keys() & untrained.keys()
+    both = ours.keys() & other.keys()
     dims = sorted({dim for _, dim in both if all((task, dim) in both for task in tasks)}, reverse=True)
     rows = [
-        [task, *(f"{ours[task, dim]:.2f} ({ours[task, dim] - untrained[task, dim]:+.2f})" for dim in dims)]
+        [task, *(f"{ours[task, dim]:.2f} ({ours[task, dim] - other[task, dim]:+.2f})" for dim in dims)]
         for task in tasks
     ]
     return markdown([title, *map(str, dims)], rows)

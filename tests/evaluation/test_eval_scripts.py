@@ -114,7 +114,7 @@ def test_a_cascade_is_reported_beside_its_oracle(tiny_model_path: Path, labelled
 
 @pytest.fixture
 def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
-    """A plan with its recipe, pairs and the texts of STS12; two rows start from one rotation."""
+    """A plan with its recipes, pairs and the texts of STS12; two rows start from one rotation, one from a model."""
     rows = texts(120, 1)
     anchors, positives = [row["text"] for row in rows], [f"{row['label']} {row['text']}" for row in rows]
     pq.write_table(pa.table({"anchor": anchors, "positive": positives}), tmp_path / "pairs.parquet")
@@ -140,7 +140,13 @@ def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
         "use_cpu": True,
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    rows_of = {"ours": {"seeds": [13, 14]}, "slower": {"learning_rate": 1e-6}, "host": {"host": True, "rotate": None}}
+    (tmp_path / "first.yaml").write_text(json.dumps({**recipe, "objective": "neighbours", "group_size": 2}))
+    rows_of = {
+        "ours": {"seeds": [13, 14]},
+        "slower": {"learning_rate": 1e-6},
+        "host": {"host": True, "rotate": None},
+        "after": {"first": "first.yaml", "rotate": None, "learning_rate": 0.0},
+    }
     plan = {"recipe": "recipe.yaml", "dims": [32, 8], "seeds": [13], "tasks": ["STS12"], "rows": rows_of}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
     return tmp_path
@@ -149,11 +155,19 @@ def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
 def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Path) -> None:
     work, whole = ablation_files / "work", ablation_files / "whole"
     words = [ablation_files / "plan.yaml", "--work", work, "--dataset-mirror", ablation_files / "mirror"]
-    words += [word for row in ("ours", "slower", "host") for word in ("--row", row)]
+    words += [word for row in ("ours", "slower", "host", "after") for word in ("--row", row)]
     found = run("ablation.py", *words, output=ablation_files / "found.json")
-    assert {name: len(runs) for name, runs in found["scores"].items()} == {"ours": 2, "slower": 1, "host": 1}
+    assert {name: len(runs) for name, runs in found["scores"].items()} == {
+        "ours": 2,
+        "slower": 1,
+        "host": 1,
+        "after": 1,
+    }
     lengths = [SentenceTransformer(str(work / row / "model")).max_seq_length for row in ("ours-13", "host-13")]
     assert lengths == [32, 32], "both score whole texts, not what training read of them"
+
+    first, after = (load_file(work / "after-13" / step / "model.safetensors") for step in ("first/model", "model"))
+    assert all(torch.equal(first[name], after[name]) for name in first), "nothing was learned after"
 
     assert len(list((work / "rotations").iterdir())) == 2
     recipe = ["--config", str(ablation_files / "recipe.yaml"), "--output_dir", str(whole), "--seed", "13"]
