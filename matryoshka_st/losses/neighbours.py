@@ -98,15 +98,17 @@ class NeighbourDistillLoss(nn.Module):
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> LossTerms:
         """Embed the texts and return ``{"loss_neighbours_dim_<d>": weight * divergence}`` for each dim, ascending."""
-        features = list(sentence_features)
-        terms = lambda x: self.compute_loss_from_embeddings(x, labels)  # noqa: E731
-        return plain_terms(self.model, features, terms, self.length_groups)
+
+        def terms_of(embeddings: list[Tensor]) -> LossTerms:
+            return self.compute_loss_from_embeddings(embeddings, labels)
+
+        return plain_terms(self.model, list(sentence_features), terms_of, self.length_groups)
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Tensor | None = None) -> LossTerms:
         """The same from embeddings: one column, B x D.
 
         Raises:
-            UserError: If there is another number of columns, fewer than 3 texts, or no row for each of them.
+            UserError: If there is another number of columns, fewer than 3 texts, or labels that are no rows of targets.
         """
         check_columns(embeddings, self.nesting.dims[-1], least=1)
         if len(embeddings) != 1:
@@ -118,6 +120,11 @@ class NeighbourDistillLoss(nn.Module):
             raise UserError(
                 f"The labels are {None if labels is None else tuple(labels.shape)} for {len(x)} texts; give each "
                 "text's row among the targets."
+            )
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.targets):
+            raise UserError(
+                f"The labels go from {int(labels.min())} to {int(labels.max())}, and there are {len(self.targets)} "
+                "targets; give each text's row among them, from 0."
             )
         found = self.targets[labels].to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):

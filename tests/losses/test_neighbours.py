@@ -90,6 +90,7 @@ def test_the_card_gets_the_arguments(tiny_model: SentenceTransformer) -> None:
         (2, torch.arange(4), "got 2 text columns; give one, named 'text'"),
         (1, None, r"The labels are None for 4 texts; give each text's row among the targets"),
         (1, torch.arange(3), r"The labels are \(3,\) for 4 texts"),
+        (1, torch.arange(1, 5), "The labels go from 1 to 4, and there are 4 targets"),
     ],
 )
 def test_other_columns_and_labels_are_refused(

@@ -86,6 +86,9 @@ def test_prefixes_come_nearer_to_the_neighbours_of_the_full_width(flags: list[st
     for dim in (4, 16):
         before = neighbour_divergence(unit, prepared.targets, [dim], scale=20.0)
         assert neighbour_divergence(unit, after, [dim], scale=20.0) < 0.8 * before
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "NeighbourDistillLoss" in card and "tung2019similarity" in card
+    assert not any(word in card for word in ("fjord", "lagoon")), "no training row in the card"
 
 
 @pytest.mark.parametrize(
