@@ -108,7 +108,7 @@ class NeighbourDistillLoss(nn.Module):
         """The same from embeddings: one column, B x D.
 
         Raises:
-            UserError: If there is another number of columns, fewer than 3 texts, or labels that are no rows of targets.
+            UserError: If there is another number of columns, fewer than 3 texts, or labels that are no targets.
         """
         check_columns(embeddings, self.nesting.dims[-1], least=1)
         if len(embeddings) != 1:
