@@ -140,6 +140,27 @@ def test_without_teacher_little_changes() -> None:
             assert ours[task, dim] - 0.5 < untaught[task, dim] < ours[task, dim] + 0.7
 
 
+def test_at_64_dims_ours_is_above_the_model_made_for_64_dims_and_at_256_below_on_similarity() -> None:
+    ours = scores("ablation/ours-13")
+    fixed = {dim: scores(f"ablation/fixed-{dim}-13") for dim in (256, 64)}
+    assert sts7(ours, 64) > sts7(fixed[64], 64) + 0.5
+    assert ours["SciFact", 64] > fixed[64]["SciFact", 64] + 5
+    assert ours["Banking77Classification", 64] > fixed[64]["Banking77Classification", 64] + 0.5
+    assert sts7(ours, 256) < sts7(fixed[256], 256)
+
+
+def test_a_rotation_by_singular_vectors_is_worse_than_none_at_few_dims_and_self_distillation_changes_little() -> None:
+    ours, distilled = scores("ablation/ours-13"), scores("ablation/distilled-13")
+    singular, unrotated = scores("ablation/singular-13"), scores("ablation/unrotated-13")
+    for task in ("SciFact", "Banking77Classification"):
+        for dim in (64, 32, 16):
+            assert singular[task, dim] < unrotated[task, dim]
+        for dim in (*DIMS, 16):
+            assert distilled[task, dim] == pytest.approx(ours[task, dim], abs=0.6)
+    for dim in (*DIMS, 16):
+        assert sts7(distilled, dim) == pytest.approx(sts7(ours, dim), abs=0.6)
+
+
 def test_all_rows_of_the_ablation_were_scored_on_texts_of_the_same_length() -> None:
     metas = [json.loads(path.read_text()) for path in (RESULTS.parent / "ablation").rglob("model_meta.json")]
     assert {meta["max_tokens"] for meta in metas} == {256}
