@@ -149,6 +149,15 @@ def test_at_64_dims_ours_is_above_the_model_made_for_64_dims_and_at_256_below_on
     assert sts7(ours, 256) < sts7(fixed[256], 256)
 
 
+def test_training_at_384_alone_keeps_the_full_width_and_gains_little_when_cut() -> None:
+    plain, untrained = scores("ablation/plain-13"), scores("minilm")
+    for task in ("SciFact", "Banking77Classification"):
+        assert plain[task, 384] == pytest.approx(untrained[task, 384], abs=0.2)
+        assert plain[task, 384] > scores("ablation/host-13")[task, 384] + 0.8
+        assert plain[task, 32] < untrained[task, 32]
+    assert sts7(plain, 384) > sts7(scores("ablation/ours-13"), 384) + 0.5
+
+
 def test_a_rotation_by_singular_vectors_is_worse_than_none_at_few_dims_and_self_distillation_changes_little() -> None:
     ours, distilled = scores("ablation/ours-13"), scores("ablation/distilled-13")
     singular, unrotated = scores("ablation/singular-13"), scores("ablation/unrotated-13")
