@@ -407,16 +407,15 @@ def main(
 
 
 def _gains(name: str, title: str, beside: str = "minilm") -> str:
-    """The score of a model at each dim of another, by default the untrained one, and the difference in brackets."""
+    """The score of a model at each dim and how far it is from that of another, by default the untrained one."""
     ours, other = measured(name), measured(beside)
     tasks = ["STS-7", *STS7, *sorted({task for task, _ in ours} - {"STS-7", *STS7})]
-    both = ours.keys() & other.keys()
-    dims = sorted({dim for _, dim in both if all((task, dim) in both for task in tasks)}, reverse=True)
-    rows = [
-        [task, *(f"{ours[task, dim]:.2f} ({ours[task, dim] - other[task, dim]:+.2f})" for dim in dims)]
-        for task in tasks
-    ]
-    return markdown([title, *map(str, dims)], rows)
+    dims = sorted({dim for _, dim in ours if all((task, dim) in ours for task in tasks)}, reverse=True)
+
+    def cell(cut: tuple[str, int]) -> str:
+        return f"{ours[cut]:.2f}" + (f" ({ours[cut] - other[cut]:+.2f})" if cut in other else "")
+
+    return markdown([title, *map(str, dims)], [[task, *(cell((task, dim)) for dim in dims)] for task in tasks])
 
 
 def _read(name: str) -> dict[str, Any]:
