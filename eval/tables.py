@@ -37,6 +37,7 @@ ABLATION = {  # label and folders of each row
     "untrained": "minilm",
     "sentence-transformers": "ablation/host-*",
     "InfoNCE at 384, then cut": "ablation/plain-*",
+    "InfoNCE at 384, then rotated": "ablation/after-*",
     "InfoNCE at 256 alone": "ablation/fixed-256-*",
     "InfoNCE at 64 alone": "ablation/fixed-64-*",
     "ours, no rotation": "ablation/unrotated-*",

@@ -158,6 +158,16 @@ def test_training_at_384_alone_keeps_the_full_width_and_gains_little_when_cut() 
     assert sts7(plain, 384) > sts7(scores("ablation/ours-13"), 384) + 0.5
 
 
+def test_a_rotation_after_training_at_384_alone_is_above_sentence_transformers_loss_down_to_64() -> None:
+    after, hosts = scores("ablation/after-13"), [scores(f"ablation/host-{seed}") for seed in (13, 14, 15)]
+    for dim in (384, 256, 128, 64):
+        assert sts7(after, dim) > max(sts7(host, dim) for host in hosts)
+        for task in ("SciFact", "Banking77Classification"):
+            assert after[task, dim] > max(host[task, dim] for host in hosts)
+    for dim in (64, 32):
+        assert after["SciFact", dim] < scores("ablation/ours-13")["SciFact", dim] - 2
+
+
 def test_a_rotation_by_singular_vectors_is_worse_than_none_at_few_dims_and_self_distillation_changes_little() -> None:
     ours, distilled = scores("ablation/ours-13"), scores("ablation/distilled-13")
     singular, unrotated = scores("ablation/singular-13"), scores("ablation/unrotated-13")
