@@ -48,7 +48,6 @@ ABLATION = {  # label and folders of each row
     "ours, no teacher": "ablation/untaught-*",
     "ours, nothing kept of the start": "ablation/unshared-*",
     "ours, self-distillation": "ablation/distilled-*",
-    "ours, spread-out": "ablation/spread-*",
     "ours": "ablation/ours-*",
 }
 ON_A_GPU = {
@@ -191,7 +190,8 @@ def _over_seeds(patterns: Mapping[str, str], tasks: Sequence[str]) -> str:
             runs = [run for run in all_runs if any((task, dim) in run for dim in dims)]
             if not runs:
                 continue
-            cells = [[run[task, dim] for run in runs if all((task, dim) in one for one in runs)] for dim in dims]
+            whole = [dim for dim in dims if all((task, dim) in run for run in runs)]
+            cells = [[run[task, dim] for run in runs] if dim in whole else [] for dim in dims]
             rows.append([f"{task}, {label}", str(len(runs)), *map(_mean_and_spread, cells)])
     return markdown(["", "seeds", *map(str, dims)], rows)
 

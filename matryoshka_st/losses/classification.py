@@ -19,7 +19,14 @@ from torch.func import functional_call
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.infonce import check_scale
-from matryoshka_st.losses.embedding import check_columns, check_length_groups, full_width, plain_terms, require_rows
+from matryoshka_st.losses.embedding import (
+    at_least_float,
+    check_columns,
+    check_length_groups,
+    full_width,
+    plain_terms,
+    require_rows,
+)
 from matryoshka_st.losses.gather import average_gradient, world
 from matryoshka_st.losses.terms import LossTerms
 from matryoshka_st.nesting import MatryoshkaDims, truncate_normalize
@@ -235,7 +242,7 @@ class MatryoshkaClassificationLoss(nn.Module):
         x = embeddings[0]
         classes = _checked(labels, len(x), self.head.num_classes).to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            logits = self._logits(x.to(torch.promote_types(x.dtype, torch.float32)))
+            logits = self._logits(at_least_float(x))
             return LossTerms(
                 {
                     f"loss_dim_{dim}": weight * F.cross_entropy(logits_BC, classes)

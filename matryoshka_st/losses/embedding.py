@@ -100,6 +100,11 @@ def cached_terms(
     return LossTerms({first: value + (total - total.detach()), **dict(rest)})
 
 
+def at_least_float(x: Tensor) -> Tensor:
+    """The tensor in float32, or in its own type where that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def full_width(model: SentenceTransformer) -> int | None:
     """The model's embedding width, if it knows it.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.infonce import check_scale
-from matryoshka_st.losses.embedding import check_columns, check_length_groups, full_width, plain_terms
+from matryoshka_st.losses.embedding import at_least_float, check_columns, check_length_groups, full_width, plain_terms
 from matryoshka_st.losses.terms import LossTerms
 from matryoshka_st.neighbours import divergence, mean_direction, neighbour_log_softmax, without_direction
 from matryoshka_st.nesting import MatryoshkaDims, truncate_normalize
@@ -45,11 +45,11 @@ class NeighbourDistillLoss(nn.Module):
         - Similarity-Preserving Knowledge Distillation: https://arxiv.org/abs/1907.09682
 
     Inputs:
-        +-------+----------------------------------+
-        | Texts | Labels                           |
-        +=======+==================================+
+        +-------+-----------------------------------+
+        | Texts | Labels                            |
+        +=======+===================================+
         | text  | row of the text among the targets |
-        +-------+----------------------------------+
+        +-------+-----------------------------------+
 
     Relations:
         - :class:`~matryoshka_st.losses.regularizers.TeacherDistillLoss` compares queries with documents; here every
@@ -113,7 +113,7 @@ class NeighbourDistillLoss(nn.Module):
         check_columns(embeddings, self.nesting.dims[-1], least=1)
         if len(embeddings) != 1:
             raise UserError(f"NeighbourDistillLoss got {len(embeddings)} text columns; give one, named 'text'.")
-        x = embeddings[0].to(torch.promote_types(embeddings[0].dtype, torch.float32))
+        x = at_least_float(embeddings[0])
         if len(x) < 3:
             raise UserError(f"A batch of {len(x)} texts has no neighbours to compare; give 3 or more.")
         if labels is None or labels.shape != (len(x),):
@@ -121,10 +121,11 @@ class NeighbourDistillLoss(nn.Module):
                 f"The labels are {None if labels is None else tuple(labels.shape)} for {len(x)} texts; give each "
                 "text's row among the targets."
             )
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.targets):
+        first, last = map(int, labels.aminmax())
+        if not 0 <= first <= last < len(self.targets):
             raise UserError(
-                f"The labels go from {int(labels.min())} to {int(labels.max())}, and there are {len(self.targets)} "
-                "targets; give each text's row among them, from 0."
+                f"The labels go from {first} to {last}, and there are {len(self.targets)} targets; give each text's "
+                "row among them, from 0."
             )
         found = self.targets[labels].to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):

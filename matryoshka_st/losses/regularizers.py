@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.infonce import check_scale
-from matryoshka_st.losses.embedding import check_columns, full_width, plain_terms, require_rows
+from matryoshka_st.losses.embedding import at_least_float, check_columns, full_width, plain_terms, require_rows
 from matryoshka_st.losses.terms import LossTerms
 from matryoshka_st.nesting import MatryoshkaDims, truncate_normalize
 
@@ -121,7 +121,7 @@ class SpreadOutLoss(nn.Module):
         """The same from embeddings, B x D for each column; labels are not used."""
         check_columns(embeddings, self.nesting.dims[-1], least=1)
         require_rows(embeddings)
-        columns = [_at_least_float(column) for column in embeddings]
+        columns = [at_least_float(column) for column in embeddings]
         terms = LossTerms()
         with torch.autocast(columns[0].device.type, enabled=False):
             for dim, weight in zip(self.nesting.dims, self.nesting.weights, strict=True):
@@ -230,7 +230,7 @@ class TeacherDistillLoss(nn.Module):
         check_columns(embeddings, self.nesting.dims[-1], least=2)
         require_rows(embeddings)
         rows, columns = len(embeddings[0]), len(embeddings)
-        x = _at_least_float(torch.stack(list(embeddings)))
+        x = at_least_float(torch.stack(list(embeddings)))
         teacher = None if labels is None else labels.detach().to(x)
         in_batch = teacher is not None and teacher.ndim == 3
         with torch.autocast(x.device.type, enabled=False):
@@ -281,7 +281,3 @@ def _in_batch_scores(x: Tensor) -> Tensor:
 def _own_scores(x: Tensor) -> Tensor:
     """Of columns C x B x D: each query against its own candidates, B x (C - 1)."""
     return torch.einsum("bd,cbd->bc", x[0], x[1:])
-
-
-def _at_least_float(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

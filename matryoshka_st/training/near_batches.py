@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor
@@ -23,7 +22,7 @@ class NearBatchSampler(DefaultBatchSampler):
 
     Args:
         dataset: Its length says how many rows there are.
-        embeddings: One row per row of the dataset: who is near whom, by cosine.
+        unit: Unit vectors, one per row of the dataset: who is near whom.
         group_size: Rows of a group.
         group_among: The group is drawn from so many nearest rows. Equal to ``group_size``: the nearest; much larger:
             rows of one topic; all rows: at random.
@@ -38,7 +37,7 @@ class NearBatchSampler(DefaultBatchSampler):
         self,
         dataset: Any,
         *,
-        embeddings: Float[Tensor, "n width"],
+        unit: Float[Tensor, "n width"],
         group_size: int,
         group_among: int,
         batch_size: int,
@@ -50,7 +49,7 @@ class NearBatchSampler(DefaultBatchSampler):
                 f"group_size is {group_size} and group_among {group_among}; give a group of 1 text or more, drawn "
                 "from as many or more."
             )
-        self.unit = F.normalize(embeddings, dim=1)
+        self.unit = unit
         self.group_size = min(group_size, self.batch_size)
         self.group_among = min(group_among, len(dataset))
 
@@ -65,7 +64,7 @@ class NearBatchSampler(DefaultBatchSampler):
 
     def _batch(self, centres: Int[Tensor, " groups"], draw: torch.Generator) -> list[int]:
         nearest = (self.unit[centres] @ self.unit.T).topk(self.group_among, dim=1).indices.cpu()
-        chosen = torch.rand(nearest.shape, generator=draw).topk(min(self.group_size, self.group_among), dim=1).indices
+        chosen = torch.rand(nearest.shape, generator=draw).topk(self.group_size, dim=1).indices
         rows = dict.fromkeys(nearest.gather(1, chosen).flatten().tolist())
         spare = torch.randperm(len(self.unit), generator=draw)[: self.batch_size].tolist()
         missing = (row for row in spare if row not in rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, DatasetDict
 from jaxtyping import Float
 from sentence_transformers import SentenceTransformer
@@ -31,7 +32,7 @@ SERVED = {
 def near_texts(
     model: SentenceTransformer, train: Dataset | DatasetDict, *, bf16: bool, progress: bool
 ) -> tuple[Dataset, Float[Tensor, "n width"]]:
-    """The distinct texts of all columns, each with its number as label, and their embeddings in that order.
+    """The distinct texts of all columns, each with its number as label, and their unit vectors in that order.
 
     Args:
         model: The model before training; rotated or not makes no difference to who is near.
@@ -43,7 +44,7 @@ def near_texts(
     texts = list(dict.fromkeys(text for rows in sets for name in rows.column_names for text in rows[name]))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         targets = model.encode(texts, batch_size=_BATCH, show_progress_bar=progress, convert_to_tensor=True)
-    return Dataset.from_dict({"text": texts, "label": range(len(texts))}), targets.float()
+    return Dataset.from_dict({"text": texts, "label": range(len(texts))}), F.normalize(targets.float(), dim=1)
 
 
 def refuse_unserved(chosen: MatryoshkaArguments) -> None:

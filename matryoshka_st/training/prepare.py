@@ -92,7 +92,7 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
         require_batch(train, recipe.trainer.per_device_train_batch_size)
         batches = partial(
             NearBatchSampler,
-            embeddings=targets,
+            unit=targets,
             group_size=recipe.matryoshka.group_size,
             group_among=recipe.matryoshka.group_among,
         )

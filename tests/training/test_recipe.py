@@ -13,6 +13,7 @@ from matryoshka_st.recipes import recipe_path
 from matryoshka_st.training.recipe import as_yaml, parse_recipe
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
+EVAL = Path(__file__).parents[2] / "eval"
 
 
 def written(path: Path, text: str) -> str:
@@ -90,9 +91,25 @@ def test_shipped_recipes_parse_and_are_found_by_name(path: Path) -> None:
     assert recipe.matryoshka.matryoshka_dims == sorted(recipe.matryoshka.matryoshka_dims or [], reverse=True)
 
 
+@pytest.mark.parametrize("name", ["ablation.yaml", "ablation_gpu.yaml"])
+def test_the_shipped_plans_are_whole_and_each_row_is_a_recipe(name: str, tmp_path: Path) -> None:
+    plan = yaml.safe_load((EVAL / name).read_text())
+    assert {"recipe", "dims", "seeds", "untrained", "tasks", "rows"} <= plan.keys()
+    assert {"host", "ours"} <= plan["rows"].keys()
+    recipe = yaml.safe_load((EVAL / plan["recipe"]).read_text())
+    for row in plan["rows"].values():
+        own = {key: value for key, value in row.items() if key not in {"host", "seeds", "fixed", "first"}}
+        (tmp_path / "row.yaml").write_text(yaml.safe_dump({**recipe, **own}))
+        parse_recipe(["--config", str(tmp_path / "row.yaml")])
+        assert "first" not in row or ((EVAL / plan["recipe"]).parent / row["first"]).is_file()
+
+
 def test_an_unknown_recipe_name_lists_those_there_are() -> None:
-    names = ", ".join(sorted(path.stem for path in (SCRIPTS / "recipes").glob("*.yaml")))
-    with pytest.raises(UserError, match=f"no recipe 'slow'; use one of {names}"):
+    names = (
+        "bert-base-all-nli, minilm-general, minilm-general-few-dims-gpu, minilm-general-gpu, minilm-in-domain, "
+        "minilm-neighbours-gpu, minilm-pairs, minilm-sts, "
+    )
+    with pytest.raises(UserError, match=f"no recipe 'slow'; use one of {names}minilm-sts-few-dims, quickstart"):
         recipe_path("slow")
 
 
