@@ -2,7 +2,9 @@
 
 Rows that begin with the same rotation share it: it is learned once, with the result that a run of its own has, and
 ``train_seconds`` are without it (its own stand in its folder). A row with ``first: RECIPE`` starts from the model that
-this other recipe trains with the same seed, in the row's folder; those seconds stand there too.
+this other recipe trains with the same seed, in the row's folder; those seconds stand there too. A row with
+``rotate_after: true`` is trained without a rotation, in ``trained`` there, and gets the recipe's rotation, at the
+recipe's dims, learned on what came out.
 
 python eval/ablation.py eval/ablation.yaml --work output/ablation --dataset-mirror MIRROR
 """
@@ -76,14 +78,20 @@ def rotated(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     name = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
     model = folder / name / "model"
     if not model.exists():
-        recipe = _recipe({**chosen, "eval_strategy": "no"}, folder / name)
-        start = time.perf_counter()
-        prepared, _ = prepare(recipe)
-        prepared.take_whole_texts(prepared.model)
-        save_model(prepared.model, model, dims=prepared.dims)
-        write_json(folder / name / "seconds.json", {"rotation_seconds": time.perf_counter() - start})
+        seconds = rotate(chosen, folder / name)
+        write_json(folder / name / "seconds.json", {"rotation_seconds": seconds})
     kept = {key: value for key, value in values.items() if not key.startswith("rotate")}
     return {**kept, "model_name_or_path": str(model)}
+
+
+def rotate(values: dict[str, Any], folder: Path) -> float:
+    """Write the recipe's model, rotated and not trained, into ``folder / "model"``; seconds it took."""
+    recipe = _recipe({**values, "eval_strategy": "no"}, folder)
+    start = time.perf_counter()
+    prepared, _ = prepare(recipe)
+    prepared.take_whole_texts(prepared.model)
+    save_model(prepared.model, folder / "model", dims=prepared.dims)
+    return time.perf_counter() - start
 
 
 def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path) -> float:
@@ -91,8 +99,16 @@ def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path)
     note = folder / "seconds.json"
     if note.exists():
         return float(json.loads(note.read_text(encoding="utf-8"))["train_seconds"])
+    recipe_values = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+    if flags.pop("rotate_after", False):
+        seconds = train_row({**flags, "rotate": None}, recipe_file, seed, folder / "trained")
+        kept = {key: value for key, value in flags.items() if key != "matryoshka_dims"}
+        trained = {"model_name_or_path": str(folder / "trained" / "model"), "seed": seed}
+        seconds += rotate({**recipe_values, **kept, **trained}, folder)
+        write_json(note, {"train_seconds": seconds})
+        return seconds
     host, first = flags.pop("host", False), flags.pop("first", None)
-    values = {**yaml.safe_load(recipe_file.read_text(encoding="utf-8")), **flags, "seed": seed}
+    values = {**recipe_values, **flags, "seed": seed}
     if first:
         train_row({}, recipe_file.parent / first, seed, folder / "first")
         values["model_name_or_path"] = str(folder / "first" / "model")

@@ -146,6 +146,7 @@ def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
         "slower": {"learning_rate": 1e-6},
         "host": {"host": True, "rotate": None},
         "after": {"first": "first.yaml", "rotate": None, "learning_rate": 0.0},
+        "turned": {"matryoshka_dims": [32], "rotate_after": True},
     }
     plan = {"recipe": "recipe.yaml", "dims": [32, 8], "seeds": [13], "tasks": ["STS12"], "rows": rows_of}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
@@ -155,19 +156,28 @@ def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
 def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Path) -> None:
     work, whole = ablation_files / "work", ablation_files / "whole"
     words = [ablation_files / "plan.yaml", "--work", work, "--dataset-mirror", ablation_files / "mirror"]
-    words += [word for row in ("ours", "slower", "host", "after") for word in ("--row", row)]
+    words += [word for row in ("ours", "slower", "host", "after", "turned") for word in ("--row", row)]
     found = run("ablation.py", *words, output=ablation_files / "found.json")
     assert {name: len(runs) for name, runs in found["scores"].items()} == {
         "ours": 2,
         "slower": 1,
         "host": 1,
         "after": 1,
+        "turned": 1,
     }
     lengths = [SentenceTransformer(str(work / row / "model")).max_seq_length for row in ("ours-13", "host-13")]
     assert lengths == [32, 32], "both score whole texts, not what training read of them"
 
     first, after = (load_file(work / "after-13" / step / "model.safetensors") for step in ("first/model", "model"))
     assert all(torch.equal(first[name], after[name]) for name in first), "nothing was learned after"
+
+    sentences = ["red apples on a tree", "a train to the coast", "rain in the morning"]
+    trained, turned = (
+        SentenceTransformer(str(work / "turned-13" / step)).encode(sentences, convert_to_tensor=True)
+        for step in ("trained/model", "model")
+    )
+    torch.testing.assert_close(turned @ turned.T, trained @ trained.T, atol=1e-5, rtol=0)
+    assert not torch.allclose(turned, trained, atol=0.01), "rotated after training: same products, other coordinates"
 
     assert len(list((work / "rotations").iterdir())) == 2
     recipe = ["--config", str(ablation_files / "recipe.yaml"), "--output_dir", str(whole), "--seed", "13"]

@@ -97,8 +97,9 @@ def test_the_shipped_plans_are_whole_and_each_row_is_a_recipe(name: str, tmp_pat
     assert {"recipe", "dims", "seeds", "untrained", "tasks", "rows"} <= plan.keys()
     assert {"host", "ours"} <= plan["rows"].keys()
     recipe = yaml.safe_load((EVAL / plan["recipe"]).read_text())
+    of_the_plan = {"host", "seeds", "fixed", "first", "rotate_after"}
     for row in plan["rows"].values():
-        own = {key: value for key, value in row.items() if key not in {"host", "seeds", "fixed", "first"}}
+        own = {key: value for key, value in row.items() if key not in of_the_plan}
         (tmp_path / "row.yaml").write_text(yaml.safe_dump({**recipe, **own}))
         parse_recipe(["--config", str(tmp_path / "row.yaml")])
         assert "first" not in row or ((EVAL / plan["recipe"]).parent / row["first"]).is_file()
