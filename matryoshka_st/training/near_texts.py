@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.training.arguments import MatryoshkaArguments
+from matryoshka_st.training.arguments import MatryoshkaArguments, MatryoshkaTrainingArguments, Recipe
 
 _BATCH = 256
 SERVED = {
@@ -47,17 +47,20 @@ def near_texts(
     return Dataset.from_dict({"text": texts, "label": range(len(texts))}), F.normalize(targets.float(), dim=1)
 
 
-def refuse_unserved(chosen: MatryoshkaArguments) -> None:
-    """Refuse settings of the contrastive loss, which the objective ``neighbours`` would not heed.
+def refuse_unserved(recipe: Recipe) -> None:
+    """Refuse settings of contrastive training, which the objective ``neighbours`` would not heed.
 
     Raises:
         UserError: Naming the first of them.
     """
+    names = [setting.name for setting in fields(MatryoshkaArguments) if setting.name not in SERVED]
     plain = MatryoshkaArguments()
-    for setting in fields(chosen):
-        name = setting.name
-        if name not in SERVED and getattr(chosen, name) != getattr(plain, name):
+    settings = [(name, getattr(recipe.matryoshka, name), getattr(plain, name)) for name in names]
+    usual_sampler = MatryoshkaTrainingArguments.batch_sampler
+    settings.append(("batch_sampler", recipe.trainer.batch_sampler.value, usual_sampler.value))
+    for name, given, usual in settings:
+        if given != usual:
             raise UserError(
-                f"{name} is {getattr(chosen, name)!r}, which objective 'neighbours' does not use; leave it out, or "
+                f"{name} is {given!r}, which objective 'neighbours' does not use; leave it out, or "
                 "train with it afterwards (objective 'contrastive')."
             )

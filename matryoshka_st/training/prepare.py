@@ -71,7 +71,7 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     steps, contrast = recipe.model.rotate_steps, recipe.model.rotate_contrast
     check_learning(steps, contrast, told=bool(contrast or recipe.model.rotate_like))
     if recipe.matryoshka.objective == "neighbours":
-        refuse_unserved(recipe.matryoshka)
+        refuse_unserved(recipe)
     model, own_seq_length = load_base_model(recipe)
     width = embedding_width(model)
     dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims

@@ -93,9 +93,13 @@ def test_prefixes_come_nearer_to_the_neighbours_of_the_full_width(flags: list[st
 
 @pytest.mark.parametrize(
     ("extra", "named"),
-    [(["--teacher_weight", "1"], "teacher_weight is 1.0"), (["--mini_batch_size", "4"], "mini_batch_size is 4")],
+    [
+        (["--teacher_weight", "1"], "teacher_weight is 1.0"),
+        (["--mini_batch_size", "4"], "mini_batch_size is 4"),
+        (["--batch_sampler", "group_by_label"], "batch_sampler is 'group_by_label'"),
+    ],
 )
-def test_settings_of_the_contrastive_loss_are_refused(flags: list[str], extra: list[str], named: str) -> None:
+def test_settings_of_contrastive_training_are_refused(flags: list[str], extra: list[str], named: str) -> None:
     with pytest.raises(UserError, match=f"{named}, which objective 'neighbours' does not use; leave it out"):
         run.prepare(parse_recipe([*flags, *NEIGHBOURS, *extra]))
 
