@@ -35,6 +35,7 @@ TASKS, PAPERS = "bench_retrieval_tasks_cpu.json", "bench_retrieval_papers_cpu.js
 OWN_TEXTS = {"Banking77Classification": "banking77", "MassiveIntentClassification": "amazon_massive_intent"}
 ABLATION = {  # label and folders of each row
     "untrained": "minilm",
+    "untrained, PCA": "ablation/pca",
     "sentence-transformers": "ablation/host-*",
     "InfoNCE at 384, then cut": "ablation/plain-*",
     "InfoNCE at 384, then rotated": "ablation/after-*",
@@ -76,9 +77,10 @@ Scores = Mapping[tuple[str, int], float]
 
 @cache
 def measured(name: str) -> Scores:
-    """Float32 scores of committed results."""
-    runs = read_runs([RESULTS / name])
-    scores = {(run.task, run.dim): 100 * run.score for run in runs if run.precision == "float32" and not run.variant}
+    """Float32 scores of committed results; of a baseline's basis where the folder holds nothing else."""
+    runs = [run for run in read_runs([RESULTS / name]) if run.precision == "float32"]
+    plain = [run for run in runs if not run.variant] or runs
+    scores = {(run.task, run.dim): 100 * run.score for run in plain}
     return {**scores, **_with_sts7(scores)}
 
 
