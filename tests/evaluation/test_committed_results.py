@@ -180,6 +180,17 @@ def test_a_rotation_by_singular_vectors_is_worse_than_none_at_few_dims_and_self_
         assert sts7(distilled, dim) == pytest.approx(sts7(ours, dim), abs=0.6)
 
 
+def test_pca_of_the_untrained_model_is_worse_than_its_plain_cut_from_64_dims_down() -> None:
+    runs = [run for run in read_runs([RESULTS.parent / "ablation" / "pca"]) if run.variant.startswith("pca")]
+    pca, cut = {(run.task, run.dim): 100 * run.score for run in runs}, scores("minilm")
+    for dim in (64, 32, 16):
+        assert sts7(pca, dim) < sts7(cut, dim)
+        for task in ("SciFact", "Banking77Classification"):
+            assert pca[task, dim] < cut[task, dim]
+    for task in ("SciFact", "Banking77Classification"):
+        assert pca[task, 256] > cut[task, 256]
+
+
 def test_on_the_further_tasks_ours_is_above_where_the_page_says_so_and_biosses_loses() -> None:
     ours, host = ([scores(f"ablation/{name}-{seed}") for seed in (13, 14, 15)] for name in ("ours", "host"))
     classified = (
