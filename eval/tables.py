@@ -36,6 +36,7 @@ OWN_TEXTS = {"Banking77Classification": "banking77", "MassiveIntentClassificatio
 ABLATION = {  # label and folders of each row
     "untrained": "minilm",
     "untrained, PCA": "ablation/pca",
+    "the rotation alone": "ablation/start-*",
     "sentence-transformers": "ablation/host-*",
     "InfoNCE at 384, then cut": "ablation/plain-*",
     "InfoNCE at 384, then rotated": "ablation/after-*",

@@ -180,6 +180,17 @@ def test_a_rotation_by_singular_vectors_is_worse_than_none_at_few_dims_and_self_
         assert sts7(distilled, dim) == pytest.approx(sts7(ours, dim), abs=0.6)
 
 
+def test_the_rotation_alone_has_most_of_what_the_recipe_gains() -> None:
+    ours, start, untrained = scores("ablation/ours-13"), scores("ablation/start-13"), scores("minilm")
+    for dim in (*DIMS, 16):
+        assert 0.2 < sts7(ours, dim) - sts7(start, dim) < 0.7
+    for dim in (64, 32, 16):
+        assert 0.8 < ours["SciFact", dim] - start["SciFact", dim] < 1.5
+    for cut in (("SciFact", 64), ("Banking77Classification", 32)):
+        assert start[cut] - untrained[cut] > 0.8 * (ours[cut] - untrained[cut])
+    assert start["Banking77Classification", 16] < untrained["Banking77Classification", 16]
+
+
 def test_pca_of_the_untrained_model_is_worse_than_its_plain_cut_from_64_dims_down() -> None:
     runs = [run for run in read_runs([RESULTS.parent / "ablation" / "pca"]) if run.variant.startswith("pca")]
     pca, cut = {(run.task, run.dim): 100 * run.score for run in runs}, scores("minilm")
