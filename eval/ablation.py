@@ -4,7 +4,7 @@ Rows that begin with the same rotation share it: it is learned once, with the re
 ``train_seconds`` are without it (its own stand in its folder). A row with ``first: RECIPE`` starts from the model that
 this other recipe trains with the same seed, in the row's folder; those seconds stand there too. A row with
 ``rotate_after: true`` is trained without a rotation, in ``trained`` there, and gets the recipe's rotation, at the
-recipe's dims, learned on what came out.
+recipe's dims, learned on what came out; its seconds are those of both.
 
 python eval/ablation.py eval/ablation.yaml --work output/ablation --dataset-mirror MIRROR
 """

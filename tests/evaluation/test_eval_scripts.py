@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from matryoshka_st.export import declared_dims
+
 pytestmark = pytest.mark.slow
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -171,6 +173,7 @@ def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Pa
     first, after = (load_file(work / "after-13" / step / "model.safetensors") for step in ("first/model", "model"))
     assert all(torch.equal(first[name], after[name]) for name in first), "nothing was learned after"
 
+    assert [declared_dims(work / "turned-13" / step) for step in ("trained/model", "model")] == [(32,), (8, 16, 32)]
     sentences = ["red apples on a tree", "a train to the coast", "rain in the morning"]
     trained, turned = (
         SentenceTransformer(str(work / "turned-13" / step)).encode(sentences, convert_to_tensor=True)
