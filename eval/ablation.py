@@ -1,10 +1,11 @@
 """What each part of a recipe gives: one training per row and seed at equal budget, all scored on the same tasks.
 
 Rows that begin with the same rotation share it: it is learned once, with the result that a run of its own has, and
-``train_seconds`` are without it (its own stand in its folder). A row with ``first: RECIPE`` starts from the model that
-this other recipe trains with the same seed, in the row's folder; those seconds stand there too. A row with
-``rotate_after: true`` is trained without a rotation, in ``trained`` there, and gets the recipe's rotation, at the
-recipe's dims, learned on what came out; its seconds are those of both.
+``train_seconds`` are without it (its own stand in its folder). A row with ``trained: false`` is that rotation by
+itself. A row with ``first: RECIPE`` starts from the model that this other recipe trains with the same seed, in the
+row's folder; those seconds stand there too. A row with ``rotate_after: true`` is trained without a rotation, in
+``trained`` there, and gets the recipe's rotation, at the recipe's dims, learned on what came out; its seconds are
+those of both.
 
 python eval/ablation.py eval/ablation.yaml --work output/ablation --dataset-mirror MIRROR
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -107,7 +109,7 @@ def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path)
         seconds += rotate({**recipe_values, **kept, **trained}, folder)
         write_json(note, {"train_seconds": seconds})
         return seconds
-    host, first = flags.pop("host", False), flags.pop("first", None)
+    host, first, trained = flags.pop("host", False), flags.pop("first", None), flags.pop("trained", True)
     values = {**recipe_values, **flags, "seed": seed}
     if first:
         train_row({}, recipe_file.parent / first, seed, folder / "first")
@@ -116,7 +118,9 @@ def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path)
         values = rotated(values, folder.parent / "rotations")
     start = time.perf_counter()
     recipe = _recipe(values, folder)
-    if host:
+    if not trained:
+        shutil.copytree(values["model_name_or_path"], folder / "model", dirs_exist_ok=True)
+    elif host:
         train_host(recipe)
     else:
         run.quiet_logging()

@@ -149,6 +149,7 @@ def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
         "host": {"host": True, "rotate": None},
         "after": {"first": "first.yaml", "rotate": None, "learning_rate": 0.0},
         "turned": {"matryoshka_dims": [32], "rotate_after": True},
+        "start": {"trained": False},
     }
     plan = {"recipe": "recipe.yaml", "dims": [32, 8], "seeds": [13], "tasks": ["STS12"], "rows": rows_of}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
@@ -158,7 +159,7 @@ def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
 def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Path) -> None:
     work, whole = ablation_files / "work", ablation_files / "whole"
     words = [ablation_files / "plan.yaml", "--work", work, "--dataset-mirror", ablation_files / "mirror"]
-    words += [word for row in ("ours", "slower", "host", "after", "turned") for word in ("--row", row)]
+    words += [word for row in ("ours", "slower", "host", "after", "turned", "start") for word in ("--row", row)]
     found = run("ablation.py", *words, output=ablation_files / "found.json")
     assert {name: len(runs) for name, runs in found["scores"].items()} == {
         "ours": 2,
@@ -166,6 +167,7 @@ def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Pa
         "host": 1,
         "after": 1,
         "turned": 1,
+        "start": 1,
     }
     lengths = [SentenceTransformer(str(work / row / "model")).max_seq_length for row in ("ours-13", "host-13")]
     assert lengths == [32, 32], "both score whole texts, not what training read of them"
@@ -182,7 +184,13 @@ def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Pa
     torch.testing.assert_close(turned @ turned.T, trained @ trained.T, atol=1e-5, rtol=0)
     assert not torch.allclose(turned, trained, atol=0.01), "rotated after training: same products, other coordinates"
 
-    assert len(list((work / "rotations").iterdir())) == 2
+    rotations = [load_file(folder / "model/2_Dense/model.safetensors") for folder in (work / "rotations").iterdir()]
+    assert len(rotations) == 2
+    alone, ours = (load_file(work / row / "model/2_Dense/model.safetensors") for row in ("start-13", "ours-13"))
+    is_there = [torch.equal(alone["linear.weight"], rotation["linear.weight"]) for rotation in rotations]
+    assert sorted(is_there) == [False, True]
+    assert not torch.equal(alone["linear.weight"], ours["linear.weight"]), "rotated, not trained"
+
     recipe = ["--config", str(ablation_files / "recipe.yaml"), "--output_dir", str(whole), "--seed", "13"]
     subprocess.run([sys.executable, "-m", "matryoshka_st", "train", *recipe], check=True, capture_output=True)
     for file in ("model.safetensors", "2_Dense/model.safetensors"):
