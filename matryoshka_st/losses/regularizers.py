@@ -39,12 +39,14 @@ def spread_out(x: Float[Tensor, "rows dim"]) -> tuple[Tensor, Tensor]:
     return mean.pow(2), torch.relu(second_moment - 1 / dim)
 
 
-def teacher_divergence(
-    scores: Float[Tensor, "rows candidates"], teacher_scores: Float[Tensor, "rows candidates"]
-) -> Tensor:
-    """``KL(teacher || student)`` of the softmaxes over each row's candidates, averaged over rows."""
-    student, teacher = torch.log_softmax(scores, dim=1), torch.log_softmax(teacher_scores, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+def teacher_divergence(scores: Float[Tensor, "rows candidates"], teacher: Float[Tensor, "rows candidates"]) -> Tensor:
+    """``KL(teacher || softmax of the scores)`` over each row's candidates, averaged over rows.
+
+    Args:
+        scores: Of the student, scaled.
+        teacher: Log-probabilities.
+    """
+    return F.kl_div(torch.log_softmax(scores, dim=1), teacher, reduction="batchmean", log_target=True)
 
 
 class SpreadOutLoss(nn.Module):
@@ -241,11 +243,12 @@ class TeacherDistillLoss(nn.Module):
                     f"The labels are {None if labels is None else tuple(labels.shape)} for {rows} rows of {columns} "
                     f"columns; give teacher scores, {columns - 1} per row and 2 at least, or {columns} embeddings."
                 )
+            wanted = torch.log_softmax(self.teacher_scale * teacher, dim=1)
             score = _in_batch_scores if in_batch else _own_scores
             return LossTerms(
                 {
                     f"loss_teacher_dim_{dim}": weight
-                    * teacher_divergence(self.scale * score(truncate_normalize(x, dim)), self.teacher_scale * teacher)
+                    * teacher_divergence(self.scale * score(truncate_normalize(x, dim)), wanted)
                     for dim, weight in zip(self.nesting.dims, self.nesting.weights, strict=True)
                 }
             )
