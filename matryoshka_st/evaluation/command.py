@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.grid import Grid
-from matryoshka_st.evaluation.harness import run_eval
+from matryoshka_st.evaluation.harness import UnfinishedError, run_eval
 from matryoshka_st.evaluation.precision import PRECISIONS
 from matryoshka_st.evaluation.steps import BASELINES
 from matryoshka_st.evaluation.tasks import require_mteb, select_tasks
@@ -30,7 +32,17 @@ def main(argv: Sequence[str], prog: str = "run_mteb.py") -> None:
     given = _flags(prog).parse(argv)
     require_mteb()
     tasks = select_tasks(given.tasks, benchmark=given.benchmark, types=given.task_types, languages=given.languages)
+    grid = Grid(
+        precisions=given.precisions,
+        normalized=not given.no_normalize,
+        before_cut=given.before_cut,
+        baselines=given.baselines,
+        seeds=given.seeds,
+        texts=given.texts,
+    )
     common = {
+        "prompts": _strings("--prompts", given.prompts),
+        "model_kwargs": _mapping("--model-kwargs", given.model_kwargs),
         "mirror": given.dataset_mirror,
         "output": given.output,
         "batch_size": given.batch_size,
@@ -38,25 +50,24 @@ def main(argv: Sequence[str], prog: str = "run_mteb.py") -> None:
         "splits": given.splits,
         "devices": given.devices,
     }
-    run_eval(
-        given.model,
-        tasks,
-        dims=given.dims,
-        grid=Grid(
-            precisions=given.precisions,
-            normalized=not given.no_normalize,
-            before_cut=given.before_cut,
-            baselines=given.baselines,
-            seeds=given.seeds,
-            texts=given.texts,
-        ),
-        name=given.name,
-        prompts=_strings("--prompts", given.prompts),
-        model_kwargs=_mapping("--model-kwargs", given.model_kwargs),
-        **common,
-    )
+    unfinished: list[UnfinishedError] = []
+    with _kept(unfinished):
+        run_eval(given.model, tasks, dims=given.dims, grid=grid, name=given.name, **common)
     for model in given.fixed:
-        run_eval(model, tasks, full_width_only=True, **common)
+        with _kept(unfinished):
+            run_eval(model, tasks, full_width_only=True, grid=replace(grid, baselines=()), **common)
+    if unfinished:
+        problems = {str(error): error for error in unfinished}
+        raise UnfinishedError(list(problems.values()), [score for error in unfinished for score in error.scores])
+
+
+@contextmanager
+def _kept(unfinished: list[UnfinishedError]) -> Iterator[None]:
+    """A task that one model could not be scored on must not keep the next one from being scored."""
+    try:
+        yield
+    except UnfinishedError as error:
+        unfinished.append(error)
 
 
 def _flags(prog: str) -> Flags:
@@ -86,7 +97,10 @@ def _flags(prog: str) -> Flags:
     )
     flags.add_argument("--seeds", nargs="+", type=int, default=[0], help="one random baseline for each (default 0)")
     flags.add_argument(
-        "--fixed", nargs="+", default=[], help="models trained at one width each (FF), scored at that width besides"
+        "--fixed",
+        nargs="+",
+        default=[],
+        help="models trained at one width each (FF), scored at that width besides, all else alike but for baselines",
     )
     flags.add_argument(
         "--texts",

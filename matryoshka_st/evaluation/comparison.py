@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 
 from matryoshka_st.errors import UserError
@@ -30,9 +31,16 @@ class TaskPair:
     left: TaskScore
     right: TaskScore
 
+    @cached_property
+    def interval(self) -> Difference | None:
+        """Of the difference, where both sides have scores per query; else None."""
+        return _paired_interval([self])
+
     @property
     def outcome(self) -> int:
-        """1 if left wins, -1 if right does, 0 if they are equal to the two decimals that are shown."""
+        """1 if left wins, -1 if right does, 0 if they show equal scores or the interval does not tell them apart."""
+        if _undecided(self.interval):
+            return 0
         shown = round(100 * self.left.score, 2), round(100 * self.right.score, 2)
         return (shown[0] > shown[1]) - (shown[0] < shown[1])
 
@@ -86,6 +94,7 @@ class Comparison:
         types: One group per task type, by name.
         overall: All shared tasks, each with the same weight.
         other_metric: Tasks left out because the two were not measured by the same main score.
+        other_parts: Tasks left out because the two were scored on other splits or subsets.
         scope: Which tasks, for the sentence: ``the mean of the 56 tasks of MTEB(eng, v1)``.
     """
 
@@ -94,6 +103,7 @@ class Comparison:
     types: Sequence[Group]
     overall: Group
     other_metric: Sequence[str]
+    other_parts: Sequence[str]
     scope: str
 
 
@@ -124,8 +134,11 @@ def compare(
         counted = {part for whole, parts in (aggregates or {}).items() if whole in shared for part in parts}
         shared = [task for task in shared if task not in counted]
     other_metric = [task for task in shared if _metric(left.scores[task]) != _metric(right.scores[task])]
+    other_parts = [task for task in shared if _differ(left.scores[task].parts, right.scores[task].parts)]
     pairs = [
-        TaskPair(task, left.scores[task], right.scores[task]) for task in sorted(shared) if task not in other_metric
+        TaskPair(task, left.scores[task], right.scores[task])
+        for task in sorted(shared)
+        if task not in other_metric and task not in other_parts
     ]
     if not pairs:
         raise UserError(_nothing_shared(left, right, benchmark))
@@ -136,6 +149,7 @@ def compare(
         types=[_group(name, [pair for pair in pairs if pair.left.task_type == name]) for name in names],
         overall=_group(OVERALL, pairs),
         other_metric=other_metric,
+        other_parts=other_parts,
         scope=_scope([pair.task for pair in pairs], tasks, benchmark),
     )
 
@@ -163,6 +177,11 @@ def signed(difference: float) -> str:
     ('+1.01', '+0.00')
     """
     return f"{round(100 * difference, 2) + 0.0:+.2f}"
+
+
+def _differ(left: Sequence[str], right: Sequence[str]) -> bool:
+    """Whether two scores are means over other splits and subsets; of an average over tasks none are known."""
+    return bool(left and right) and left != right
 
 
 def _metric(score: TaskScore) -> str:
@@ -195,8 +214,8 @@ def _nothing_shared(left: Side, right: Side, benchmark: str | None) -> str:
             return f"Of {side.label} only averages are published, no score per task; choose another dim or model."
     within = f" of {benchmark}" if benchmark else ""
     return (
-        f"{left.label} and {right.label} share no task{within} measured by the same score; "
-        "--list shows how many tasks each has, eval --tasks adds some to your runs."
+        f"{left.label} and {right.label} share no task{within} measured by the same score on the same splits and "
+        "subsets; --list shows how many tasks each has, eval --tasks adds some to your runs."
     )
 
 
@@ -212,11 +231,14 @@ def _scope(shared: Sequence[str], tasks: Sequence[str] | None, benchmark: str | 
 
 
 def _verb(overall: Group) -> str:
-    interval = overall.interval
-    if interval and interval.low <= 0 <= interval.high:
+    if _undecided(overall.interval):
         return "cannot be told from"
     difference = round(100 * (overall.left - overall.right), 2)
     return "beats" if difference > 0 else "trails" if difference < 0 else "ties with"
+
+
+def _undecided(interval: Difference | None) -> bool:
+    return interval is not None and interval.low <= 0 <= interval.high
 
 
 def _describe(comparison: Comparison) -> tuple[str, str]:

@@ -18,6 +18,7 @@ _TRAINING_DATA = (
     "was not checked."
 )
 _NEWEST = "Published values: the newest rerun of each task, or the leaderboard's value where there was none."
+_ENGLISH = " eval --benchmark 'MTEB(eng, v1)' scores those that published values are for."
 _LEADERBOARD = "Published values: as on the leaderboard of their time; reruns with today's mteb can differ."
 
 
@@ -35,14 +36,22 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def notes(comparison: Comparison) -> list[str]:
     """Which tasks are shared, and what to know before quoting the sentence."""
+    published = [side.is_published for side in (comparison.left, comparison.right)]
     tasks = ", ".join(pair.task for pair in comparison.overall.pairs)
     lines = [f"Shared tasks ({len(comparison.overall.pairs)}): {tasks}."]
     if comparison.other_metric:
         lines.append(f"Left out, measured by different main scores: {', '.join(comparison.other_metric)}.")
-    published = [side.is_published for side in (comparison.left, comparison.right)]
+    if comparison.other_parts:
+        listed = ", ".join(f"{task} ({_parts(comparison, task)})" for task in comparison.other_parts)
+        lines.append(f"Left out, scored on different splits or subsets: {listed}.{_ENGLISH if any(published) else ''}")
     if any(published):
         lines += [_LEADERBOARD if all(published) else _NEWEST, _TRAINING_DATA]
     return lines
+
+
+def _parts(comparison: Comparison, task: str) -> str:
+    sides = (comparison.left, comparison.right)
+    return " against ".join(" ".join(side.scores[task].parts) for side in sides)
 
 
 def markdown(comparison: Comparison) -> str:

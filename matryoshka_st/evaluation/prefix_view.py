@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from matryoshka_st.evaluation.steps import Step
 
 CALIBRATION_ROWS = 10_000
+OWN_RANGES = "the first "
+"""How the note on int8's ranges begins where they are those of the task's own documents or texts."""
 _COSINES_BY_MTEB = ("STS", "PairClassification")  # it normalises there by itself, and rounding would break ties
 
 
@@ -125,7 +127,7 @@ class PrefixView(AbsEncoder):
         """Take the ranges of this task from full-width vectors, if int8 has none yet."""
         if self.cut.precision == "int8" and self.ranges is None:
             rows = vectors[:CALIBRATION_ROWS]
-            self.ranges = calibrate(self.cut.prefix(rows), f"the first {len(rows)} {source}")
+            self.ranges = calibrate(self.cut.prefix(rows), f"{OWN_RANGES}{len(rows)} {source}")
 
     def compared(self, vectors: Tensor) -> Tensor:
         """Vectors whose dot products rank as the cosines of the cut do: unit vectors, or +1 and -1 (exact sums)."""

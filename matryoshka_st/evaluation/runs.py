@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from matryoshka_st.errors import UserError
+from matryoshka_st.evaluation.prefix_view import OWN_RANGES
 from matryoshka_st.evaluation.results import NOTES_FOLDER
 
 
@@ -23,12 +24,14 @@ class Run:
         dim: Length of the prefix.
         width: The model's full width.
         precision: ``float32``, ``float16``, ``int8`` or ``binary``.
-        variant: What was done before the cut (``pca``, ``layer_norm``, ...), ``not normalized``, or nothing.
+        variant: What differs from the plain cut, joined by colons: what was done before it (``pca``, ``layer_norm``,
+            ...), ``not normalized``, the texts that int8 has its ranges from where they are not the task's own.
         task: Name of the task.
         task_type: mteb's type of the task.
         metric: The task's main score.
         score: Main score, 0 to 1: the mean over the subsets of ``test``, or of all splits where there is none.
         bytes_per_vector: Of one stored vector.
+        parts: What the score is the mean of, as ``split/subset``.
         per_query: nDCG@10 by ``split/subset/query id`` of a retrieval or reranking task; else empty.
     """
 
@@ -43,6 +46,7 @@ class Run:
     metric: str
     score: float
     bytes_per_vector: int
+    parts: tuple[str, ...] = ()
     per_query: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
@@ -79,6 +83,7 @@ def _read(notes_path: Path) -> Run:
             json.loads(path.read_text(encoding="utf-8"))
             for path in (notes_path, folder / notes_path.name, folder / "model_meta.json")
         )
+        scores = _main_scores(result["scores"])
         return Run(
             model=meta["name"],
             revision=meta["revision"],
@@ -89,8 +94,9 @@ def _read(notes_path: Path) -> Run:
             task=result["task_name"],
             task_type=notes["task_type"],
             metric=notes["metric"],
-            score=_score(result["scores"]),
+            score=fmean(scores.values()),
             bytes_per_vector=notes["bytes_per_vector"],
+            parts=tuple(sorted(scores)),
             per_query={
                 f"{split}/{subset}/{query}": value
                 for split, subsets in notes["per_query_ndcg_at_10"].items()
@@ -106,9 +112,12 @@ def _read(notes_path: Path) -> Run:
 
 
 def _variant(notes: Mapping[str, Any]) -> str:
-    return notes["before_cut"] or ("" if notes["normalized_after_cut"] else "not normalized")
+    unscaled = None if notes["normalized_after_cut"] else "not normalized"
+    calibration = notes["calibration"] if notes["precision"] == "int8" else None
+    own = calibration is not None and calibration.startswith(OWN_RANGES)
+    return ":".join(part for part in (notes["before_cut"], unscaled, None if own else calibration) if part)
 
 
-def _score(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> float:
+def _main_scores(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
     splits = ["test"] if "test" in scores else list(scores)
-    return fmean(entry["main_score"] for split in splits for entry in scores[split])
+    return {f"{split}/{entry['hf_subset']}": entry["main_score"] for split in splits for entry in scores[split]}

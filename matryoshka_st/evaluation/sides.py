@@ -8,12 +8,15 @@ from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.published import published_averages, published_scores
+from matryoshka_st.evaluation.tasks import benchmark_tasks
 
 if TYPE_CHECKING:
     from matryoshka_st.evaluation.runs import Run
 
 PUBLISHED = "published"
+_BENCHMARKS = ("MTEB(eng, v1)", "MTEB(eng, v2)")
 _REVISION_SHOWN = len(PUBLISHED)
 
 
@@ -26,6 +29,7 @@ class TaskScore:
         metric: The task's main score.
         score: 0 to 1.
         source: Where a published score stands; ``our run`` for ours.
+        parts: What the score is the mean of, as ``split/subset``; empty for an average over other tasks.
         per_query: nDCG@10 by query of our runs on retrieval and reranking tasks; else empty.
     """
 
@@ -33,6 +37,7 @@ class TaskScore:
     metric: str
     score: float
     source: str
+    parts: tuple[str, ...] = ()
     per_query: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
@@ -86,9 +91,10 @@ class Side:
 def published_sides(*, newest: bool = False) -> list[Side]:
     """Every published model at every dim; see :func:`published_scores` for ``newest``."""
     scores: dict[tuple[str, int], dict[str, TaskScore]] = {}
-    types = _task_types()
+    types, subsets = _task_types(), _published_subsets()
     for row in published_scores(newest=newest):
-        score = TaskScore(types[row.task], row.metric, row.score / 100, row.source)
+        parts = tuple(sorted(f"{row.split}/{subset}" for subset in subsets.get(row.task, ["default"])))
+        score = TaskScore(types[row.task], row.metric, row.score / 100, row.source, parts)
         scores.setdefault((row.model, row.dim), {})[row.task] = score
     for average in published_averages():
         scores.setdefault((average.model, average.dim), {})
@@ -102,12 +108,20 @@ def run_sides(runs: Iterable[Run]) -> list[Side]:
     """Our runs, one side per model, revision, dim, precision and variant.
 
     Where all parts of an aggregate task (CQADupstack) were run, their mean is the score of the aggregate.
+
+    Raises:
+        UserError: If the same view of the same task has two different scores.
     """
     views: dict[tuple[str, str, int, int, str, str], dict[str, TaskScore]] = {}
     for run in runs:
         view = (run.model, run.revision, run.dim, run.width, run.precision, run.variant)
-        score = TaskScore(run.task_type, run.metric, run.score, "our run", run.per_query)
-        views.setdefault(view, {})[run.task] = score
+        score = TaskScore(run.task_type, run.metric, run.score, "our run", run.parts, run.per_query)
+        known = views.setdefault(view, {}).setdefault(run.task, score)
+        if known.score != score.score:
+            raise UserError(
+                f"{run.task} has two scores for {Side(*view).full_label} ({100 * known.score:.2f} and "
+                f"{100 * score.score:.2f}); give folders of one evaluation."
+            )
     return [Side(*view, scores=_with_aggregates(scores)) for view, scores in views.items()]
 
 
@@ -137,6 +151,12 @@ def _with_aggregates(scores: Mapping[str, TaskScore]) -> dict[str, TaskScore]:
             first = scores[parts[0]]
             completed[whole] = TaskScore(first.task_type, first.metric, mean, first.source)
     return completed
+
+
+@cache
+def _published_subsets() -> dict[str, list[str]]:
+    """By task, the subsets that published scores are means over: those of mteb's English benchmarks."""
+    return {task.metadata.name: list(task.hf_subsets) for name in _BENCHMARKS for task in benchmark_tasks(name)}
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import mteb
@@ -12,7 +13,10 @@ from sentence_transformers import SentenceTransformer
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.command import main
+from matryoshka_st.evaluation.harness import UnfinishedError
+from matryoshka_st.evaluation.report.board import board
 from matryoshka_st.evaluation.runs import Run, read_runs
+from matryoshka_st.evaluation.sides import run_sides
 from matryoshka_st.evaluation.tasks import select_tasks
 
 
@@ -47,6 +51,48 @@ def test_fixed_models_are_scored_at_their_own_width(
     runs = evaluate(tiny_model_path, mirror, tmp_path / "out", "--dims", "8", "--fixed", str(tmp_path / "fixed"))
     assert {(run.model, run.dim) for run in runs} == {("local/tiny", 8), ("local/fixed", 32)}
     assert capsys.readouterr().out.count("STS12") == 2
+
+
+def test_fixed_models_are_cut_stored_and_prompted_like_the_nested_one(
+    tiny_model: SentenceTransformer, tiny_model_path: Path, mirror: Path, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(str(tmp_path / "fixed"))
+    flags = ["--dims", "32", "--precisions", "float32", "int8", "--no-normalize", "--prompts", '{"STS": "a prompt: "}']
+    runs = evaluate(tiny_model_path, mirror, tmp_path / "out", *flags, "--fixed", str(tmp_path / "fixed"))
+    of_model = [sorted((run.precision, run.variant, run.score) for run in runs if run.model == name)
+                for name in ("local/tiny", "local/fixed")]  # fmt: skip
+    assert len(of_model[0]) == 2
+    assert of_model[0] == of_model[1], "the same weights, so the same scores"
+
+
+def test_a_task_without_data_does_not_keep_the_fixed_models_from_being_scored(
+    tiny_model: SentenceTransformer, tiny_model_path: Path, mirror: Path, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(str(tmp_path / "fixed"))
+    words = [str(tiny_model_path), "--tasks", "STS12", "STS13", "--dataset-mirror", str(mirror), "--dims", "8"]
+    with pytest.raises(UnfinishedError, match="STS13") as caught:
+        main([*words, "--output", str(tmp_path / "out"), "--fixed", str(tmp_path / "fixed")])
+    assert str(caught.value).count("STS13'") == 1
+    found = {(run.model, run.dim, run.task) for run in read_runs([tmp_path / "out"])}
+    assert found == {("local/tiny", 8, "STS12"), ("local/fixed", 32, "STS12")}
+
+
+def test_what_differs_from_the_plain_cut_is_told_apart_when_results_are_read(
+    tiny_model_path: Path, mirror: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(f"text {number} of some kind" for number in range(40)))
+    cut = ["--dims", "8", "--precisions", "int8"]
+    evaluate(tiny_model_path, mirror, tmp_path / "out", *cut)
+    evaluate(tiny_model_path, mirror, tmp_path / "out", *cut, "--before-cut", "layer_norm")
+    evaluate(tiny_model_path, mirror, tmp_path / "out", *cut, "--before-cut", "layer_norm", "--no-normalize")
+    runs = evaluate(tiny_model_path, mirror, tmp_path / "out", *cut, "--texts", str(tmp_path / "texts.txt"))
+    own, *others = sorted(run.variant for run in runs)
+    assert own == ""
+    assert others[:2] == ["layer_norm", "layer_norm:not normalized"]
+    assert re.fullmatch(r"texts-[0-9a-f]{8}", others[2])
+    assert {run.parts for run in runs} == {("test/default",)}
+    board(runs)
+    assert len(run_sides(runs)) == 4
 
 
 def test_prompts_change_the_vectors_and_the_revision(tiny_model_path: Path, mirror: Path, tmp_path: Path) -> None:

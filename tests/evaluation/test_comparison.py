@@ -9,6 +9,7 @@ import pytest
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.comparison import compare, sentence
+from matryoshka_st.evaluation.comparison_report import notes
 from matryoshka_st.evaluation.runs import Run
 from matryoshka_st.evaluation.side_search import find_side
 from matryoshka_st.evaluation.sides import Side, TaskScore, aggregate_parts, published_sides, run_sides
@@ -147,7 +148,34 @@ def test_our_queries_give_an_interval_and_the_verb_heeds_it() -> None:
     assert 0.03 < interval.low < interval.mean < interval.high < 0.07
     assert sentence(compare(left, right)).startswith("local/model#1 at 64 of its 384 dims beats local/model#3 at 64")
     assert f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}] at 95 %)" in sentence(compare(left, right))
-    assert "cannot be told from" in sentence(compare(level, right))
+    undecided = compare(level, right)
+    assert undecided.overall.outcomes == (0, 2, 0), "tasks whose own interval spans 0 are tied"
+    assert "cannot be told from" in sentence(undecided)
+    assert sentence(undecided).endswith("with 0 of 2 tasks won and 2 tied.")
+
+
+def test_scores_over_other_splits_or_subsets_are_left_out_and_said() -> None:
+    ada = find_side("ada-002", published_sides())
+    assert (ada.scores["STS17"].parts, ada.scores["SciFact"].parts) == (("test/en-en",), ("test/default",))
+    shared = {"metric": "cosine_spearman", "task_type": "STS"}
+    (ours,) = run_sides(
+        [
+            run("STS12", 0.7, parts=("test/default",), **shared),
+            run("STS17", 0.4, parts=("test/en-ar", "test/en-en"), **shared),
+            run("STS13", 0.7, parts=("validation/default",), **shared),
+        ]
+    )
+    found = compare(ours, ada)
+    assert [pair.task for pair in found.overall.pairs] == ["STS12"]
+    assert sorted(found.other_parts) == ["STS13", "STS17"]
+    told = "STS17 (test/en-ar test/en-en against test/en-en)"
+    assert any(told in note and "MTEB(eng, v1)" in note for note in notes(found))
+
+
+def test_two_scores_of_one_view_are_not_chosen_between() -> None:
+    assert len(run_sides([run("SciFact", 0.5), run("SciFact", 0.5)])) == 1
+    with pytest.raises(UserError, match=r"SciFact has two scores for local/model#0a1b2c@64 \(50.00 and 60.00\)"):
+        run_sides([run("SciFact", 0.5), run("SciFact", 0.6)])
 
 
 @pytest.mark.parametrize("reason", ["other queries", "a main score that is not their mean", "published"])

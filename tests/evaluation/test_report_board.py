@@ -124,6 +124,13 @@ def test_a_task_with_two_metrics_is_refused() -> None:
         board([make_run(0.5), make_run(0.6, dim=64, metric="accuracy")])
 
 
+def test_a_task_scored_on_two_subsets_is_refused() -> None:
+    english, all_languages = ("test/en",), ("test/de", "test/en")
+    assert len(board([make_run(0.5, parts=english), make_run(0.6, parts=english, dim=64)]).scores) == 2
+    with pytest.raises(UserError, match=r"cosine_spearman test/en in one result and .* test/de test/en in another"):
+        board([make_run(0.5, parts=english), make_run(0.6, parts=all_languages, dim=64)])
+
+
 def test_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="There is nothing to report; give folders that hold results"):
         board([])

@@ -92,10 +92,11 @@ def board(runs: Iterable[Run]) -> Board:
     """Sort runs into views, tasks and groups.
 
     Raises:
-        UserError: If there are no runs, or the same view of the same task has two different scores.
+        UserError: If there are no runs, the same view of the same task has two different scores, or a task was scored
+            by one metric, split or subset here and by another there.
     """
     scores: dict[View, dict[str, float]] = {}
-    kinds: dict[str, tuple[str, str]] = {}
+    kinds: dict[str, tuple[str, ...]] = {}
     for run in runs:
         view = _view(run)
         known = scores.setdefault(view, {})
@@ -104,7 +105,7 @@ def board(runs: Iterable[Run]) -> Board:
                 f"{run.task} has two scores for {run.model} at {run.dim} dims, {run.precision} "
                 f"({100 * known[run.task]:.2f} and {100 * run.score:.2f}); give folders of one evaluation."
             )
-        kind = (run.task_type, run.metric)
+        kind = (run.task_type, run.metric, *run.parts)
         if kinds.setdefault(run.task, kind) != kind:
             raise UserError(
                 f"{run.task} is {' '.join(kinds[run.task])} in one result and {' '.join(kind)} in another; "
@@ -116,7 +117,7 @@ def board(runs: Iterable[Run]) -> Board:
     ordered = sorted(scores, key=lambda view: (series.index(view.series), -view.dim, PRECISIONS.index(view.precision)))
     return Board(
         scores={view: scores[view] for view in ordered},
-        groups=_groups({task: task_type for task, (task_type, _) in kinds.items()}),
+        groups=_groups({task: task_type for task, (task_type, *_) in kinds.items()}),
         metrics={task: kinds[task][1] for task in sorted(kinds)},
         labels=_labels(series),
     )
