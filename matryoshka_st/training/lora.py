@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 
-from matryoshka_st.errors import OptionalDependencyError
+from matryoshka_st.errors import OptionalDependencyError, UserError
 from matryoshka_st.training.arguments import ModelArguments
 
 
@@ -14,12 +17,19 @@ def add_lora(model: SentenceTransformer, arguments: ModelArguments) -> None:
     """Freeze the transformer and add LoRA adapters to all its linear layers, in place.
 
     Raises:
+        UserError: If rank or dropout are out of range.
         OptionalDependencyError: If peft is not installed.
     """
+    if arguments.lora_r < 1:
+        raise UserError(f"lora_r is {arguments.lora_r}; give a rank of 1 or more, 16 is usual.")
+    if not 0 <= arguments.lora_dropout < 1:
+        raise UserError(f"lora_dropout is {arguments.lora_dropout}; give a rate of 0 or more and below 1.")
     try:
         from peft import LoraConfig, TaskType
     except ImportError as error:
         raise OptionalDependencyError("peft", "peft") from error
+    if arguments.model_revision is not None:
+        _name_snapshot(model, arguments.model_revision)
     model.add_adapter(
         LoraConfig(
             task_type=TaskType.FEATURE_EXTRACTION,
@@ -44,3 +54,15 @@ def merge_lora(model: SentenceTransformer) -> None:
     transformer._hf_peft_config_loaded = False
     transformer._weight_conversions = None
     del transformer.peft_config
+
+
+def _name_snapshot(model: SentenceTransformer, revision: str) -> None:
+    """Have the adapter's files name the revision's folder as their base; a hub id there would mean its ``main``."""
+    transformer: Any = model.transformers_model
+    if not Path(transformer.name_or_path).is_dir():
+        transformer.name_or_path = snapshot_download(
+            transformer.name_or_path,
+            revision=revision,
+            cache_dir=os.getenv("SENTENCE_TRANSFORMERS_HOME"),
+            local_files_only=True,
+        )

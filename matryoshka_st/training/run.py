@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import PartialState
 from rich.console import Console
@@ -129,10 +130,16 @@ def carry_out(
 def _saved_by(trainer: MatryoshkaTrainer, recipe: RunRecipe) -> SentenceTransformer:
     """The trained model, written by the trainer (whatever sharded or adapted it) and read back as a plain one."""
     staging = recipe.folder / ".trained"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(staging, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(staging))
     trainer.accelerator.wait_for_everyone()
     trained = load_model(
-        str(staging), device=str(recipe.trainer.device), trust_remote_code=recipe.model.trust_remote_code
+        str(staging),
+        device=str(recipe.trainer.device),
+        trust_remote_code=recipe.model.trust_remote_code,
+        model_kwargs={"dtype": torch.float32},
     )
     trainer.accelerator.wait_for_everyone()
     if recipe.model.lora:
