@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.losses import WeightSchedule
@@ -25,6 +25,27 @@ LOSS_WEIGHTS = "loss.safetensors"
 MODELS = {"model", "guide"}  # what losses call the models that they hold
 
 
+class BatchesOfEpoch(TrainerCallback):
+    """Tells the samplers the epoch, however deep they are wrapped.
+
+    The host reaches one level. With several processes, batches that a resumed run skips make it two.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first batch of an epoch is drawn."""
+        for sampler in _nested(kwargs["train_dataloader"].batch_sampler):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(int(state.epoch or 0))
+
+
+def _nested(sampler: Any) -> Iterator[Any]:
+    while sampler is not None:
+        yield sampler
+        sampler = getattr(sampler, "batch_sampler", getattr(sampler, "sampler", None))
+
+
 class GuardedTrainer(Trainer):
     """A ``Trainer`` that raises on a non-finite loss and refuses to write non-finite weights.
 
@@ -33,6 +54,10 @@ class GuardedTrainer(Trainer):
     """
 
     model: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(BatchesOfEpoch())
 
     def compute_loss(
         self,
