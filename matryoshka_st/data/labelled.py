@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from matryoshka_st.data.rows import BadRows, Rows, keep_text_rows
 from matryoshka_st.data.sources import read_source
@@ -86,9 +87,10 @@ def class_numbers(labels: Sequence[str], names: Sequence[str], source: str) -> l
 
 
 def split_labelled(dataset: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out about ``size`` rows, the same share of every class, one row or more of each being left.
+    """Hold out ``size`` rows, or as many as can be: the same share of every class, as near as whole rows allow.
 
-    No held-out text stays in training, whatever its case and white space.
+    One row or more is held out of every class of two rows or more, as far as ``size`` goes, the largest first, and one
+    row or more of every class is left. No held-out text stays in training, whatever its case and white space.
 
     Args:
         dataset: Columns ``text`` and ``label``.
@@ -105,11 +107,11 @@ def split_labelled(dataset: Dataset, size: int, seed: int) -> tuple[Dataset, Dat
     if not 1 <= size < rows:
         raise UserError(f"Cannot hold out {size} of {rows} rows; hold out 1 to {rows - 1}.")
     labels = np.array(dataset["label"][:])
-    order = np.random.default_rng(seed).permutation(rows)
-    held_out: list[int] = []
-    for label in np.unique(labels):
-        of_class = order[labels[order] == label]
-        held_out += of_class[: min(round(size * len(of_class) / rows), len(of_class) - 1)].tolist()
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(rows)
+    classes = [order[labels[order] == label] for label in draw.permutation(np.unique(labels))]
+    counts = _held_out_counts(np.array([len(of_class) for of_class in classes]), size)
+    held_out = [int(i) for of_class, count in zip(classes, counts, strict=True) for i in of_class[:count]]
     texts = [normalize_text(text) for text in dataset["text"][:]]
     seen = {texts[i] for i in held_out}
     kept = [i for i, text in enumerate(texts) if text not in seen]
@@ -118,6 +120,21 @@ def split_labelled(dataset: Dataset, size: int, seed: int) -> tuple[Dataset, Dat
         which = f"every text of the class {str(min(lost))!r} would be" if lost else "no text would be"
         raise UserError(f"Of {rows} rows, {which} held out; give more rows, or other --eval_data.")
     return dataset.select(kept), dataset.select(sorted(held_out))
+
+
+def _held_out_counts(sizes: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """How many rows of each class to hold out: one, then by largest remainder; of classes alike, the first ones."""
+    counts = (sizes > 1).astype(np.int64)
+    left = size - int(counts.sum())
+    if left <= 0:
+        counts[np.argsort(-sizes, kind="stable")[size:]] = 0
+        return counts
+    shares = np.maximum(size * sizes / sizes.sum() - 1, 0)
+    shares *= left / max(float(shares.sum()), left)
+    counts += shares.astype(np.int64)
+    left = size - int(counts.sum())
+    counts[np.argsort(-(shares % 1), kind="stable")[:left]] += 1
+    return np.minimum(counts, sizes - 1)
 
 
 def _column(rows: Rows, asked: str | None, known: Sequence[str], role: str) -> str:

@@ -149,7 +149,7 @@ def load_data(recipe: ClassifierRecipe) -> Labelled:
         train, held_out = split_labelled(train, size, recipe.trainer.seed)
     else:
         held_out = load_labelled(data.eval_data, split=data.eval_split, bad_rows=data.bad_rows, **columns)
-        held_out = held_out.select(range(min(len(held_out), data.eval_size)))
+        held_out = held_out.shuffle(seed=recipe.trainer.seed).select(range(min(len(held_out), data.eval_size)))
         train = _without_texts(train, held_out)
     names = class_names(train["label"][:])
     if len(names) < 2:

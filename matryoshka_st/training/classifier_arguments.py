@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.training.arguments import MatryoshkaTrainingArguments, ModelArguments, RunArguments
-from matryoshka_st.training.parsing import groups_as_yaml, keep_checkpoints_apart, parse_groups
+from matryoshka_st.training.parsing import check_batches, groups_as_yaml, keep_checkpoints_apart, parse_groups
 
 EPILOG = """examples:
   a head for each prefix (MRL), on a file with the columns text and label:
@@ -33,12 +33,18 @@ class LabelledDataArguments:
     )
     eval_data: str | None = field(
         default=None,
-        metadata={"help": "What accuracy is measured on. Default: texts held out of --train_data, of every class."},
+        metadata={
+            "help": "What accuracy is measured on. Default: texts held out of --train_data, of every class of two or "
+            "more as far as --eval_size goes."
+        },
     )
     train_split: str = field(default="train", metadata={"help": "Split of --train_data, where it has several."})
     eval_split: str = field(default="validation", metadata={"help": "Split of --eval_data, where it has several."})
     eval_size: int = field(
-        default=1000, metadata={"help": "At most this many texts to evaluate on, and a tenth of those to train on."}
+        default=1000,
+        metadata={
+            "help": "At most this many texts to evaluate on, drawn at random, and a tenth of those to train on."
+        },
     )
     text_column: str | None = field(default=None, metadata={"help": "Default: text, sentence or utterance."})
     label_column: str | None = field(default=None, metadata={"help": "Default: label_text, label or intent."})
@@ -130,6 +136,7 @@ def parse_classifier(argv: Sequence[str], prog: str = "finetune_classifier.py") 
     description = "Fine-tune embeddings on labelled texts, with a classifier on every prefix."
     recipe = ClassifierRecipe(*parse_groups(argv, GROUPS, prog=prog, description=description, epilog=EPILOG))
     keep_checkpoints_apart(recipe.trainer, "SentenceTransformer('{model}').push_to_hub('owner/name')")
+    check_batches(recipe.trainer)
     if recipe.data.eval_size < 2:
         raise UserError(f"eval_size is {recipe.data.eval_size}; the accuracy needs 2 held-out texts or more.")
     if recipe.model.start_share:

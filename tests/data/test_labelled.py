@@ -44,6 +44,7 @@ def test_a_folder_of_the_hub_s_layout_has_splits(tmp_path: Path) -> None:
         ([{"text": "x", "label": "a"}], {"text_column": "tex"}, r"has no column 'tex'; did you mean 'text'\?"),
         ([{"text": "x", "label": "a"}, {"text": "y"}], {}, r"1 of 2 rows .* \(1 missing label; at line 2\)"),
         ([{"text": "x", "label": "a"}, {"text": " ", "label": "a"}], {}, r"1 empty text; at line 2"),
+        ([{"text": "x", "label": "a"}, {"text": "\ud83d", "label": "a"}], {}, r"1 half a character .* in text"),
         ([{"text": "x", "label": "a"}, {"text": "y", "label": 0.5}], {}, r"1 float as label"),
         ([{"text": "x", "label": "a"}, {"text": "y", "label": True}], {}, r"1 bool as label"),
         ([{"text": "x", "label": "a"}], {"bad_rows": "keep"}, "bad_rows is 'keep'; use 'error' or 'drop'"),
@@ -79,6 +80,28 @@ def test_every_class_is_held_out_alike() -> None:
     assert set(train["text"]).isdisjoint(held_out["text"])
     assert split_labelled(rows(300), 60, seed=1)[1].to_dict() == held_out.to_dict()
     assert split_labelled(rows(300), 60, seed=2)[1].to_dict() != held_out.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "held_out"),
+    [
+        ([10] * 77, 40, [1] * 40),
+        ([4] * 500, 200, [1] * 200),
+        ([5, 4, 3, 2, 1], 3, [1, 1, 1]),
+        ([100] * 3, 10, [4, 3, 3]),
+        ([1000] + [2] * 50, 60, [10] + [1] * 50),
+        ([60, 30, 9, 1], 10, [6, 3, 1]),
+        ([3, 1, 1, 1], 5, [2]),
+    ],
+)
+def test_no_more_is_held_out_than_asked_for_and_of_as_many_classes_as_can_be(
+    sizes: list[int], size: int, held_out: list[int]
+) -> None:
+    labels = [f"class {i}" for i, count in enumerate(sizes) for _ in range(count)]
+    texts = Dataset.from_dict({"text": [f"text {i}" for i in range(len(labels))], "label": labels})
+    counts = [Counter(split_labelled(texts, size, seed)[1]["label"]) for seed in (1, 1, 2)]
+    assert counts[0] == counts[1]
+    assert all(sorted(found.values(), reverse=True) == held_out for found in counts)
 
 
 def test_a_held_out_text_is_in_no_training_row() -> None:

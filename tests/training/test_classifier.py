@@ -179,6 +179,14 @@ def test_held_out_texts_can_be_named(flags: list[str], tmp_path: Path, data: Pat
         classifier.load_data(parse_classifier([*flags, "--eval_data", str(named)]))
 
 
+def test_evaluation_texts_are_drawn_from_a_file_sorted_by_class(flags: list[str], tmp_path: Path) -> None:
+    named = written(tmp_path / "dev.jsonl", sorted(labelled(90, 2), key=lambda row: row["label"]))
+    recipe = parse_classifier([*flags, "--eval_data", str(named), "--eval_size", "15"])
+    held_out = classifier.load_data(recipe).held_out
+    assert len(held_out) == 15 and set(held_out["label"]) == {0, 1, 2}
+    assert classifier.load_data(recipe).held_out["text"][:] == held_out["text"][:]
+
+
 def test_a_dry_run_writes_nothing(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classifier.main([*flags, "--dry_run"])
     text = capsys.readouterr().out
@@ -204,6 +212,7 @@ def one_class(path: Path) -> None:
         (lambda path: None, ["--fixed", "0"], "holds 0; each dim is a whole number from 1 to 32"),
         (lambda path: None, ["--matryoshka_weights", "1"], "has 1 values for 3 dims"),
         (lambda path: None, ["--per_device_train_batch_size", "200"], "135 rows, less than one batch of 200"),
+        (lambda path: None, ["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0; give 1"),
         (lambda path: None, ["--efficent"], r"Unknown flag --efficent; did you mean '--efficient'\?"),
         (lambda path: None, ["--eval_size", "1"], "eval_size is 1; the accuracy needs 2"),
         (lambda path: None, ["--start_share", "0.3"], r"start_share is 0\.3, but the heads fit the trained weights"),
