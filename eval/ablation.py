@@ -29,6 +29,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
 from matryoshka_st.cli import exit_with_one_sentence
+from matryoshka_st.errors import UserError, did_you_mean
 from matryoshka_st.evaluation import command as evaluation
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.evaluation.runs import read_runs
@@ -195,6 +196,10 @@ def main(
     """Train and score every row, print a table per task and write a JSON."""
     with exit_with_one_sentence():
         plan = yaml.safe_load(config.read_text(encoding="utf-8"))
+        names = [UNTRAINED, *plan["rows"]]
+        for name in row or []:
+            if name not in names:
+                raise UserError(f"{config} has no row {name!r}{did_you_mean(name, names)}; use {'; '.join(names)}.")
         found: dict[str, list[dict[str, dict[int, float]]]] = {}
         seconds: dict[str, list[float]] = {}
         for name, options in {UNTRAINED: {}, **plan["rows"]}.items():

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from matryoshka_st.cli import exit_with_one_sentence
 from matryoshka_st.data import load_pairs
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.files import write_json
@@ -83,4 +84,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with exit_with_one_sentence():
+        typer.run(main)

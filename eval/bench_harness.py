@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
+from matryoshka_st.cli import exit_with_one_sentence
 from matryoshka_st.evaluation.grid import Grid
 from matryoshka_st.evaluation.harness import evaluate_dims
 from matryoshka_st.evaluation.precision import PRECISIONS
@@ -130,4 +131,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_one_sentence():
+        main()

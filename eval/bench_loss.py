@@ -27,6 +27,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from matryoshka_st.cli import exit_with_one_sentence
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.files import write_json
 from matryoshka_st.infonce import nested_infonce
@@ -248,4 +249,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with exit_with_one_sentence():
+        typer.run(main)

@@ -34,8 +34,9 @@ from rich.console import Console
 from rich.table import Table
 
 from matryoshka_st.basis import fit_rotation
+from matryoshka_st.cli import exit_with_one_sentence
 from matryoshka_st.data import load_pairs
-from matryoshka_st.errors import UserError
+from matryoshka_st.errors import UserError, did_you_mean
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.evaluation.tasks import find_task, load_task, subsets_of
 from matryoshka_st.files import write_json
@@ -126,6 +127,7 @@ WAYS = [
     Way("hnsw", "binary", AS_IS, [128, 256, 384]),
     Way(WHOLE, "float32", AS_IS),
 ]
+NAMES = list(dict.fromkeys(way.name for way in WAYS))
 
 
 def pairs_texts(path: Path, queries: int, seed: int = 13) -> Texts:
@@ -441,13 +443,16 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     max_seq_length: Annotated[int | None, typer.Option(help="Tokens kept of each text; default: all it takes")] = None,
     fit_on: Annotated[int, typer.Option(help="Documents that the rotation is fitted on", min=1)] = 20_000,
-    ways: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(way.name for way in WAYS)}")] = None,
+    ways: Annotated[list[str] | None, typer.Option(help=f"Of {'; '.join(NAMES)}")] = None,
     target: Annotated[float, typer.Option(help="Share of nDCG@10 to keep, on the tuning queries")] = 0.995,
     repeats: Annotated[int, typer.Option(min=1)] = 7,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the JSON")] = None,
 ) -> None:
     """Tune and measure every data set, size and kind of shortlist; print a table and write a JSON."""
+    for name in ways or []:
+        if name not in NAMES:
+            raise UserError(f"There is no way {name!r}{did_you_mean(name, NAMES)}; use {'; '.join(NAMES)}.")
     if threads is not None:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
@@ -472,4 +477,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with exit_with_one_sentence():
+        typer.run(main)

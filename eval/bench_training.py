@@ -27,6 +27,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import set_seed
 
+from matryoshka_st.cli import exit_with_one_sentence
 from matryoshka_st.data import load_pairs
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.files import write_json
@@ -148,4 +149,5 @@ def ratio(medians: dict[str, float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_one_sentence():
+        main()

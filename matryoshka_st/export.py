@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from matryoshka_st.card import drop_training_rows, prepare_card, write_dims_section
 from matryoshka_st.errors import UserError
-from matryoshka_st.files import whole_folder
+from matryoshka_st.files import check_parents, whole_folder
 from matryoshka_st.models import embedding_width
 from matryoshka_st.nesting import MatryoshkaDims
 
@@ -132,8 +132,9 @@ def check_target(folder: Path, model_file: str = "modules.json") -> None:
         model_file: The file by which a model of its kind is known.
 
     Raises:
-        UserError: If the path is a file, or a folder that holds anything but a model.
+        UserError: If nothing can be written at the path, or it is a file, or a folder that holds anything but a model.
     """
+    check_parents(folder)
     if folder.is_dir():
         if any(folder.iterdir()) and not (folder / model_file).is_file():
             raise UserError(f"{folder} is not empty and holds no model to replace; give a new or an empty folder.")

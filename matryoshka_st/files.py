@@ -10,6 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from matryoshka_st.errors import UserError
+
+
+def check_parents(path: Path) -> None:
+    """Check that something can be written at a path, before the long work that it is to hold.
+
+    Raises:
+        UserError: If the nearest of its parents that exists is no folder, or may not be written to.
+    """
+    nearest = next(parent for parent in path.absolute().parents if os.access(parent, os.F_OK))
+    if not nearest.is_dir():
+        raise UserError(f"{path} cannot be written, as {nearest} is a file and not a folder; give another path.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written, as {nearest} may not be written to; give another path.")
+
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all: under a temporary name, flushed, then renamed.

@@ -65,20 +65,23 @@ def load_model(name_or_path: str, *, device: str | None = None, **kwargs: Any) -
         kwargs: Passed to ``SentenceTransformer`` (``revision``, ``model_kwargs``, ``trust_remote_code``, ...).
 
     Raises:
-        UserError: If the model cannot be found or loaded, or was saved with a ``truncate_dim``.
+        UserError: If the model cannot be found or loaded, the device cannot be used, or the model was saved with a
+            ``truncate_dim``.
     """
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
+    if device is not None:
+        check_device(device)
     source = resolve_model(name_or_path)
     kwargs.setdefault("local_files_only", Path(source).is_dir())
     model_kwargs = {"use_safetensors": True, **(kwargs.pop("model_kwargs", None) or {})}
     try:
         model = SentenceTransformer(source, device=device, model_kwargs=model_kwargs, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"Model {name_or_path!r} could not be loaded ({reason}); give a folder with safetensors weights, "
-            f"a hub id that can be reached, or {BUNDLED!r}."
+            f"Model {name_or_path!r} could not be loaded ({_first_line(error)}); give a folder with safetensors "
+            f"weights, a hub id that can be reached, or {BUNDLED!r}, and only options that it takes."
         ) from error
     if model.truncate_dim is not None:
         raise UserError(
@@ -88,6 +91,23 @@ def load_model(name_or_path: str, *, device: str | None = None, **kwargs: Any) -
     if name_or_path == BUNDLED:
         model.model_card_data.base_model = BUNDLED_NAME
     return model
+
+
+def check_device(device: str) -> None:
+    """Check that torch can use a device.
+
+    Raises:
+        UserError: If there is no such device here.
+    """
+    import torch
+
+    try:
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(
+            f"Device {device!r} cannot be used here ({_first_line(error)}); give cpu, or a device that torch finds, "
+            "such as cuda:0."
+        ) from error
 
 
 def embedding_width(model: SentenceTransformer) -> int:
@@ -100,6 +120,50 @@ def embedding_width(model: SentenceTransformer) -> int:
     if width is None:
         raise UserError("The model does not tell its embedding width; add a Pooling or Dense module that does.")
     return int(width)
+
+
+def limit_length(model: SentenceTransformer, tokens: int) -> None:
+    """Have the model read so many tokens of each text, in place.
+
+    Raises:
+        UserError: If that is less than one, or more than the model has positions for.
+    """
+    check_length(tokens, count_positions(model))
+    model.max_seq_length = tokens
+
+
+def check_length(tokens: int, positions: int | None) -> None:
+    """Refuse a ``max_seq_length`` that a model cannot have.
+
+    Args:
+        tokens: The length that was asked for.
+        positions: Those of the model; ``None``: no limit.
+
+    Raises:
+        UserError: If it is less than one, or more than there are positions.
+    """
+    if tokens < 1:
+        raise UserError(f"max_seq_length is {tokens}; give 1 or more, or leave it out for the model's own limit.")
+    if positions is not None and tokens > positions:
+        raise UserError(
+            f"max_seq_length is {tokens}, but the model has {positions} positions; give {positions} or less."
+        )
+
+
+def count_positions(model: SentenceTransformer) -> int | None:
+    """The most tokens that the model has positions for; ``None`` if it sets no limit."""
+    from torch import nn
+
+    transformer = model.transformers_model
+    if transformer is None:
+        return None
+    positions = getattr(transformer.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or positions < 1:
+        return None
+    tables = [getattr(module, "position_embeddings", None) for module in transformer.modules()]
+    # a RoBERTa counts positions from behind that of its padding
+    paddings = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
+    return int(positions) - max((padding + 1 for padding in paddings if padding is not None), default=0)
 
 
 def weights_hash(model: SentenceTransformer) -> str:
@@ -122,3 +186,7 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

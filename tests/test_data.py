@@ -154,6 +154,18 @@ def test_values_that_are_not_text(tmp_path: Path) -> None:
     assert load_pairs(str(path), bad_rows="drop")["positive"][:] == ["text"]
 
 
+def test_half_a_character_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        '{"anchor": "whole \\ud83d\\ude00", "positive": "a"}\n'
+        '{"anchor": "half \\ud83d", "positive": "b"}\n'
+        '{"anchor": "c", "positive": ["d", "half \\ude00"]}\n'
+    )
+    with pytest.raises(UserError, match=r"2 of 4 rows .*1 half a character .*surrogate\) in anchor, .*at lines 2, 3"):
+        load_pairs(str(path))
+    assert load_pairs(str(path), bad_rows="drop").to_dict() == {"anchor": ["whole 😀", "c"], "positive": ["a", "d"]}
+
+
 def test_parquet_with_nulls_or_numbers(tmp_path: Path) -> None:
     nulls = write(tmp_path / "nulls.parquet", {"anchor": ["a", None], "positive": ["b", "c"]})
     with pytest.raises(UserError, match=r"1 of 2 rows .*\(1 missing anchor; at row 2\)"):

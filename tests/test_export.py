@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, ElectraConfig, ElectraModel
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.export import declare_dims, declared_dims, save_model
+from matryoshka_st.export import check_target, declare_dims, declared_dims, save_model
 
 PROBES = ["a cat", "the capital of france"]
 
@@ -188,4 +189,14 @@ def test_folders_of_something_else_are_not_replaced(tiny_model: SentenceTransfor
         save_model(tiny_model, tmp_path, dims=[8])
     with pytest.raises(UserError, match="is not a folder; give a new or an empty folder"):
         save_model(tiny_model, tmp_path / "thesis.txt", dims=[8])
+    with pytest.raises(UserError, match=r"thesis\.txt/new/out cannot be written, as .*thesis\.txt is a file"):
+        save_model(tiny_model, tmp_path / "thesis.txt" / "new" / "out", dims=[8])
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(UserError, match=r"new/out cannot be written, as .* may not be written to; give another path"):
+        check_target(tmp_path / "new" / "out")
+    tmp_path.chmod(0o755)

@@ -297,6 +297,7 @@ def test_long_texts_become_several_examples_and_lose_nothing(tiny_bert_path: Pat
         (["--train_data", "nowhere.txt"], r"nowhere\.txt cannot be read \(No such file or directory\)"),
         (["--train_data", "nowhere.parquet"], r"'nowhere\.parquet' does not exist"),
         (["--tokenizer", "./nowhere"], r"'\./nowhere' does not exist"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0; give 1 or more"),
         (["--per_device_train_batch_size", "500"], "88 rows, less than one batch of 500"),
         (["--learning_rat", "1"], "Unknown flag --learning_rat; did you mean '--learning_rate'"),
         (["--resume", "nowhere"], "Checkpoint nowhere does not exist"),

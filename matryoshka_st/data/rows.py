@@ -78,7 +78,8 @@ def keep_text_rows(rows: Rows, bad_rows: BadRows) -> Dataset:
         bad_rows: ``error`` to refuse rows without text, ``drop`` to leave them out and log how many.
 
     Raises:
-        UserError: If a row holds an empty, missing or non-text value and ``bad_rows`` is ``error``, or if all rows do.
+        UserError: If a row holds an empty, missing, broken or non-text value and ``bad_rows`` is ``error``, or if all
+            rows do.
     """
     faults: Counter[str] = Counter()
     bad: list[int] = []
@@ -103,6 +104,19 @@ def keep_text_rows(rows: Rows, bad_rows: BadRows) -> Dataset:
     return rows.take(good)
 
 
+def is_broken(text: str) -> bool:
+    r"""Whether a text holds half a character (a lone surrogate), which JSON can write and no tokenizer takes.
+
+    >>> is_broken("\ud83d"), is_broken("\U0001f600")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _row_fault(names: Sequence[str] | Any, cells: tuple[Any, ...]) -> str | None:
     for name, value in zip(names, cells, strict=True):
         if not isinstance(value, str):
@@ -110,6 +124,8 @@ def _row_fault(names: Sequence[str] | Any, cells: tuple[Any, ...]) -> str | None
             return f"missing {name}" if missing else f"{type(value).__name__} as {name}"
         if not value or value.isspace():
             return f"empty {name}"
+        if is_broken(value):
+            return f"half a character (a lone surrogate) in {name}"
     return None
 
 

@@ -19,7 +19,7 @@ from matryoshka_st.evaluation.grid import Grid
 from matryoshka_st.evaluation.scores import DimScore, per_query_ndcg, score_table
 from matryoshka_st.evaluation.tasks import TaskLike, find_task, fresh_task, load_task, require_mteb
 from matryoshka_st.export import declared_dims
-from matryoshka_st.models import BUNDLED, BUNDLED_NAME, embedding_width, load_model, weights_hash
+from matryoshka_st.models import BUNDLED, BUNDLED_NAME, check_device, embedding_width, load_model, weights_hash
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def evaluate_dims(
 
     Raises:
         OptionalDependencyError: If mteb is not installed.
-        UserError: If a dim, a task or an option is not valid; nothing was evaluated.
+        UserError: If a dim, a task, a device or an option is not valid; nothing was evaluated.
         UnfinishedError: If the data of some task is missing; the others were evaluated and are in its ``scores``.
         WriteError: If a result cannot be written; nothing else is tried then.
     """
@@ -97,6 +97,8 @@ def evaluate_dims(
 
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give a whole number of 1 or more.")
+    for device in devices or ():
+        check_device(device)
     checked = MatryoshkaDims.of(dims, width=embedding_width(model)).dims
     found = [find_task(task, languages=languages, splits=splits) for task in tasks]
     scores: list[DimScore] = []

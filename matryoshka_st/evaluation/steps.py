@@ -51,7 +51,7 @@ def named_step(name: str) -> Step:
         if not colon:
             raise ImportError(f"no colon in {name!r}")
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"There is no step {name!r} before the cut ({error}); use layer_norm or package.module:function, "
             "a function from full-width vectors to full-width vectors."

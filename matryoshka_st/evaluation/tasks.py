@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TaskLike: TypeAlias = Union[str, "AbsTask", type["AbsTask"]]
 """A task's name in mteb, a task, or its class."""
+_CODES = "give three-letter codes (ISO 639-3) such as eng"
 
 
 def require_mteb() -> None:
@@ -49,7 +50,7 @@ def select_tasks(
         languages: Only tasks of a type that have one of them.
 
     Raises:
-        UserError: If a benchmark or a type is unknown, or nothing was named.
+        UserError: If a benchmark, a type or a language is unknown, or nothing was named.
     """
     import mteb
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
@@ -60,13 +61,17 @@ def select_tasks(
             found.setdefault(part.metadata.name, part)
     if types:
         _check_types(types)
-        of_type = mteb.get_tasks(
-            task_types=list(types),  # type: ignore[arg-type]
-            languages=list(languages) if languages else None,
-            modalities=["text"],
-            exclusive_modality_filter=True,
-            exclude_aggregate=True,
-        )
+        try:
+            of_type = mteb.get_tasks(
+                task_types=list(types),  # type: ignore[arg-type]
+                languages=list(languages) if languages else None,
+                modalities=["text"],
+                exclusive_modality_filter=True,
+                exclude_aggregate=True,
+            )
+        except ValueError as error:
+            reason = str(error).partition(",")[0]
+            raise UserError(f"The languages are {' '.join(languages or ())} ({reason}); {_CODES}.") from error
         for task in of_type:
             found.setdefault(task.metadata.name, task.metadata.name)
     if not found:
@@ -117,7 +122,8 @@ def find_task(
             found = found.filter_languages(languages)
         except ValueError as error:
             raise UserError(
-                f"Task {name!r} has no subset in {' '.join(languages)}; it has {_some(found.metadata.languages)}."
+                f"Task {name!r} has no subset in {' '.join(languages)}; it has {_some(found.metadata.languages)}; "
+                f"{_CODES}."
             ) from error
     if splits is None and "test" in found.eval_splits:
         splits = ["test"]

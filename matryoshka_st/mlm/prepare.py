@@ -10,13 +10,13 @@ from rich.console import Console
 from transformers import set_seed
 
 from matryoshka_st.data import require_batch
-from matryoshka_st.errors import UserError
 from matryoshka_st.export import check_target
 from matryoshka_st.mlm.arguments import MlmRecipe
 from matryoshka_st.mlm.build import build_model, build_tokenizer
 from matryoshka_st.mlm.masking import BatchSeededMasking
 from matryoshka_st.mlm.model import MatryoshkaBertForMaskedLM
 from matryoshka_st.mlm.texts import load_texts, tokenize
+from matryoshka_st.models import check_length
 
 MODEL_FILE = "config.json"
 
@@ -43,10 +43,7 @@ def prepare(recipe: MlmRecipe) -> Prepared:
     tokenizer = build_tokenizer(recipe.model)
     model = build_model(recipe.model, recipe.matryoshka, tokenizer)
     length, positions = recipe.model.max_seq_length, model.config.max_position_embeddings
-    if length > positions:
-        raise UserError(
-            f"max_seq_length is {length}, but the model has {positions} positions; give {positions} or less."
-        )
+    check_length(length, positions)
     tokenizer.model_max_length = positions
     train, held_out = (tokenize(texts, tokenizer, length) for texts in load_texts(recipe.data, recipe.trainer.seed))
     require_batch(train, recipe.trainer.per_device_train_batch_size)

@@ -14,7 +14,7 @@ from matryoshka_st.mlm.arguments import (
     MlmRunArguments,
     MlmTrainingArguments,
 )
-from matryoshka_st.training.parsing import groups_as_yaml, keep_checkpoints_apart, parse_groups
+from matryoshka_st.training.parsing import check_batches, groups_as_yaml, keep_checkpoints_apart, parse_groups
 
 GROUPS: tuple[Any, ...] = (
     MlmModelArguments,
@@ -52,6 +52,7 @@ def parse_recipe(argv: Sequence[str], prog: str = "pretrain_mlm.py") -> MlmRecip
     description = "Train a BERT with a masked language model at every prefix of its hidden states."
     recipe = MlmRecipe(*parse_groups(argv, GROUPS, prog=prog, description=description, epilog=EPILOG))
     keep_checkpoints_apart(recipe.trainer, "BertForMaskedLM.from_pretrained('{model}').push_to_hub('owner/name')")
+    check_batches(recipe.trainer)
     _check(recipe)
     return recipe
 

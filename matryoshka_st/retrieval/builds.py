@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matryoshka_st.errors import UserError
-from matryoshka_st.files import write_json
+from matryoshka_st.files import check_parents, write_json
 
 MANIFEST = "build.json"
 _BUILD = re.compile(r"build-[0-9a-f]{16}")
@@ -89,10 +89,12 @@ def check_folder(folder: Path, what: str) -> None:
     """Refuse to build over something else.
 
     Raises:
-        UserError: If the path is a file, or a folder that holds other files or a build of another kind.
+        UserError: If nothing can be written at the path, or it is a file, or a folder that holds other files or a
+            build of another kind.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a new or an empty one.")
+    check_parents(folder / MANIFEST)
     if not folder.is_dir():
         return
     names = (path.name for path in folder.iterdir())

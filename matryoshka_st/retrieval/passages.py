@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from matryoshka_st.data.rows import Rows
+from matryoshka_st.data.rows import Rows, is_broken
 from matryoshka_st.data.sources import DOCSTRINGS, SUFFIXES, read_source
 from matryoshka_st.errors import UserError, did_you_mean
 from matryoshka_st.retrieval.builds import is_built
@@ -176,6 +176,11 @@ def _cell(rows: Rows, number: int, name: str, value: object) -> str:
     if not isinstance(value, str):
         raise UserError(
             f"{rows.source}, {rows.unit} {number} holds {type(value).__name__} as {name!r}; choose columns of text."
+        )
+    if is_broken(value):
+        raise UserError(
+            f"{rows.source}, {rows.unit} {number} holds half a character (a lone surrogate) in {name!r}; repair the "
+            "text or leave the row out."
         )
     return value.strip()
 

@@ -142,9 +142,11 @@ def index_texts(
 
     Raises:
         OptionalDependencyError: If faiss is not installed.
-        UserError: If the folder, the model, a dim or a vector will not do.
+        UserError: If the folder, the model, the batch size, a dim or a vector will not do.
     """
     require_faiss()
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; give a whole number of 1 or more.")
     check_folder(Path(folder), FORMAT)
     model = load_model(model_name, device=device)
     dims = _choose_dims(model, shortlist_dim, rerank_dim)

@@ -39,27 +39,27 @@ class ModelArguments:
     rotate_texts: list[int] = field(
         default_factory=lambda: [5000],
         metadata={
-            "help": "At most this many texts of each source to fit the rotation on: one number for all, or one each."
+            "help": "With --rotate: at most this many texts of each source to fit on, one number for all or one each."
         },
     )
     rotate_steps: int = field(
         default=0,
         metadata={
-            "help": "Learn the rotation for so many steps, a minute or two in all, so that each prefix has the "
-            "neighbours of the full width; 600 is usual. 0: singular vectors alone."
+            "help": "With --rotate: learn the rotation for so many steps, a minute or two in all, so that each prefix "
+            "has the neighbours of the full width; 600 is usual. 0: singular vectors alone."
         },
     )
     rotate_contrast: float = field(
         default=0.0,
         metadata={
-            "help": "While the rotation is learned, weight of the contrastive loss of the pairs that --rotate names, "
+            "help": "With --rotate_steps: weight of the contrastive loss of the pairs that --rotate names, "
             "beside the neighbours; 1 is usual and helps retrieval at few dims. 0: none, texts are enough."
         },
     )
     rotate_like: list[str] | None = field(
         default=None,
         metadata={
-            "help": "While the rotation is learned, draw the texts near these examples of what will be embedded more "
+            "help": "With --rotate_steps: draw the texts near these examples of what will be embedded more "
             "often: a dozen sentences of your own per kind of text, where you have no texts of that kind to name."
         },
     )
@@ -169,10 +169,18 @@ class MatryoshkaArguments:
         default="joint", metadata={"help": "One softmax over all directions, or one each, averaged."}
     )
     matryoshka_weights_end: list[float] | None = field(
-        default=None, metadata={"help": "Weights at the last step, reached linearly. Default: they stay."}
+        default=None,
+        metadata={
+            "help": "Weights at the last step, reached linearly, of the contrastive loss alone: those of "
+            "--spread_out_weight and --teacher_weight stay. Default: all stay."
+        },
     )
     n_dims_per_step: int = field(
-        default=-1, metadata={"help": "Train so many dims per step, drawn at random, the same everywhere; -1: all."}
+        default=-1,
+        metadata={
+            "help": "Train so many dims per step, drawn at random, the same everywhere; -1: all. --spread_out_weight "
+            "and --teacher_weight take all dims anyway."
+        },
     )
     mini_batch_size: int | None = field(
         default=None,
@@ -196,9 +204,12 @@ class MatryoshkaArguments:
         metadata={"help": "Contrast with the documents of all processes. Needs --dataloader_drop_last."},
     )
     hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = field(
-        default=None, metadata={"help": "Which negatives weigh more the harder they are. Default: none."}
+        default=None,
+        metadata={"help": "Which negatives weigh more the harder they are, by --hardness_strength. Default: none."},
     )
-    hardness_strength: float = field(default=0.0, metadata={"help": "How much more; 5 or 9 is usual."})
+    hardness_strength: float = field(
+        default=0.0, metadata={"help": "With --hardness_mode: how much more; 5 or 9 is usual."}
+    )
     exclude_duplicates: bool = field(
         default=False,
         metadata={"help": "Leave texts equal to a row's own out of its negatives, across processes too."},

@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from matryoshka_st.data import BadRows, load_pairs, normalize_text, split_holdout
+from matryoshka_st.data.rows import is_broken
 from matryoshka_st.data.sources import DOCSTRINGS, read_source
 from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import (
@@ -137,6 +138,11 @@ def _sts_columns(source: str, split: str) -> list[list[Any]] | None:
         if not (isinstance(first, str) and isinstance(second, str) and _is_number(score)):
             raise UserError(
                 f"{source} {rows.unit} {number} holds {values!r}; sentence1 and sentence2 are text, score is a number."
+            )
+        if is_broken(first + second):
+            raise UserError(
+                f"{source} {rows.unit} {number} holds half a character (a lone surrogate); repair the text or leave "
+                "the row out."
             )
     return [columns[0], columns[1], [float(score) for score in columns[2]]]
 

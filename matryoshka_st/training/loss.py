@@ -16,7 +16,7 @@ from matryoshka_st.losses import (
     TaughtLoss,
     TeacherDistillLoss,
 )
-from matryoshka_st.models import load_model
+from matryoshka_st.models import limit_length, load_model
 from matryoshka_st.training.arguments import MatryoshkaArguments, Recipe
 
 _DEFAULT_MINI_BATCH_SIZE = 32
@@ -81,7 +81,7 @@ def _teacher(recipe: Recipe) -> SentenceTransformer:
         trust_remote_code=chosen.trust_remote_code,
     )
     if chosen.max_seq_length is not None:
-        teacher.max_seq_length = chosen.max_seq_length
+        limit_length(teacher, chosen.max_seq_length)
     return teacher
 
 

@@ -58,12 +58,14 @@ def read_yaml(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """Read a recipe file.
 
     Raises:
-        UserError: If it is missing, not YAML, not a mapping, or has another key than ``keys``.
+        UserError: If it is missing, not UTF-8, not YAML, not a mapping, or has another key than ``keys``.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"Recipe {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"Recipe {path} is not UTF-8 text ({error.reason}); save the file as UTF-8.") from error
     except yaml.YAMLError as error:
         raise UserError(f"Recipe {path} is not YAML ({' '.join(str(error).split())}); fix that line.") from error
     if not isinstance(values, dict):
@@ -83,6 +85,18 @@ def groups_as_yaml(groups: Iterable[Any], trainer: TrainingArguments) -> dict[st
     values.update({key: value for key, value in trainer.to_dict().items() if value != defaults.get(key)})
     values["output_dir"] = str(Path(str(trainer.output_dir)).parent)
     return {key: value for key, value in values.items() if key not in ("resume", "dry_run")}
+
+
+def check_batches(trainer: TrainingArguments) -> None:
+    """Refuse batches of no rows, and steps of no batches.
+
+    Raises:
+        UserError: Naming the first number below 1.
+    """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        value = getattr(trainer, name)
+        if value < 1:
+            raise UserError(f"{name} is {value}; give 1 or more.")
 
 
 def keep_checkpoints_apart(trainer: TrainingArguments, push: str) -> None:

@@ -23,7 +23,7 @@ from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
 from matryoshka_st.export import check_target, declare_dims
 from matryoshka_st.fixed import keep_prefix
 from matryoshka_st.losses import WeightSchedule
-from matryoshka_st.models import embedding_width, load_model
+from matryoshka_st.models import embedding_width, limit_length, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import Fit, rotate_model, with_examples
 from matryoshka_st.training.arguments import ModelArguments, Recipe, RunRecipe
@@ -104,10 +104,10 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
 
 
 def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]:
-    """The model that a run starts from, and the length of text it takes by itself; the seed is set.
+    """The model that a run starts from, in float32, and the length of text it takes by itself; the seed is set.
 
     Raises:
-        UserError: If the model cannot be loaded, or the run's own could not be written.
+        UserError: If the model cannot be loaded or is for shorter texts, or the run's own could not be written.
     """
     check_target(recipe.folder / "model")
     set_seed(recipe.trainer.seed)
@@ -116,11 +116,11 @@ def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]
         device=str(recipe.trainer.device),
         revision=recipe.model.model_revision,
         trust_remote_code=recipe.model.trust_remote_code,
-        model_kwargs=_kernels(recipe),
+        model_kwargs=_model_kwargs(recipe),
     )
     own_seq_length = model.max_seq_length
     if recipe.model.max_seq_length is not None:
-        model.max_seq_length = recipe.model.max_seq_length
+        limit_length(model, recipe.model.max_seq_length)
     model.model_card_data.generate_widget_examples = recipe.run.card_samples
     return model, own_seq_length
 
@@ -247,9 +247,9 @@ def _rotation(recipe: Recipe, train: Dataset | DatasetDict, dims: tuple[int, ...
     return texts, partial(basis(recipe, dims), pairs=pairs, contrast=chosen.rotate_contrast, like=like)
 
 
-def _kernels(recipe: RunRecipe) -> dict[str, Any]:
+def _model_kwargs(recipe: RunRecipe) -> dict[str, Any]:
     chosen = recipe.model.attn_implementation
-    return {} if chosen is None else {"attn_implementation": chosen}
+    return {"dtype": torch.float32, **({} if chosen is None else {"attn_implementation": chosen})}
 
 
 def _head(dataset: Dataset, rows: int, seed: int) -> Dataset:

@@ -196,3 +196,25 @@ def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Pa
     for file in ("model.safetensors", "2_Dense/model.safetensors"):
         alone, shared = (load_file(folder / "model" / file) for folder in (whole, work / "ours-13"))
         assert all(torch.equal(alone[name], shared[name]) for name in alone)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["ablation.py", EVAL / "ablation.yaml", "--work", "w", "--dataset-mirror", "m", "--row", "our"], "no row"),
+        (["bench_retrieval.py", "--ways", "float32 flit"], "no way 'float32 flit'; did you mean 'float32 flat'?; use"),
+        (["bench_retrieval.py", "--pairs", "nowhere.parquet"], "'nowhere.parquet' does not exist"),
+        (["bench_harness.py", "--model", "./nowhere"], "Model folder './nowhere' does not exist"),
+        (["bench_training.py", "--train-data", "nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
+        (["bench_cpu_settings.py", "--train-data", "nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_code_2(words: list[str | Path], sentence: str, tmp_path: Path) -> None:
+    script, *rest = words
+    command = [sys.executable, str(EVAL / script), *map(str, rest)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2
+    assert len(lines) == 1 and sentence in lines[0]
+    assert not list(tmp_path.glob("w*"))

@@ -110,5 +110,6 @@ def test_the_page_is_not_there_before_everything_else(tmp_path: Path, monkeypatc
 
 def test_the_output_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file' is a file; give a folder"):
-        write_report([make_run()], tmp_path / "file", "Report")
+    for folder in (tmp_path / "file", tmp_path / "file" / "new" / "report"):
+        with pytest.raises(UserError, match=r"report\.html cannot be written, as .*file is a file and not a folder"):
+            write_report([make_run()], folder, "Report")

@@ -43,7 +43,9 @@ def test_a_step_is_named_or_imported() -> None:
     assert layer_norm(x).mean(dim=1).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("name", ["layernorm", "torch:no_such_function", "no_such_module:f"])
+@pytest.mark.parametrize(
+    "name", ["layernorm", "torch:no_such_function", "no_such_module:f", ":f", "torch:", ".relative:f"]
+)
 def test_an_unknown_step_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"use layer_norm or package\.module:function"):
         named_step(name)

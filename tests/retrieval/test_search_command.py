@@ -231,6 +231,9 @@ def test_dims_are_those_of_the_model(run: Run, notes: Path, tiny_model: Sentence
         ),
         (["good.txt", "--index", "taken"], "taken holds other files (thesis.tex); give a new or an empty folder."),
         (["good.txt", "--index", "good.txt"], "good.txt is not a folder;"),
+        (["good.txt", "--index", "good.txt/new"], "good.txt is a file and not a folder; give another path."),
+        (["good.txt", "--batch-size", "0"], "batch_size is 0; give a whole number of 1 or more."),
+        (["surrogate.jsonl"], "surrogate.jsonl, line 2 holds half a character (a lone surrogate) in 'text'; repair"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -251,6 +254,7 @@ def test_what_cannot_be_indexed(
     Path("picture.png").write_bytes(b"\x89PNG")
     Path("latin.txt").write_bytes("gut\nschön".encode("latin-1"))
     Path("half.jsonl").write_text('{"text": "whole"}\n{"text": "ha')
+    Path("surrogate.jsonl").write_text('{"text": "\\ud83d\\ude00"}\n{"text": "cut \\ud83d"}\n')
     Path("half.parquet").write_bytes(b"PAR1")
     Path("numbers.jsonl").write_text('{"text": 7}\n')
     Path("papers.jsonl").write_text('{"title": "On figs", "body": "Figs are brown."}\n')

@@ -12,7 +12,7 @@ from torch import nn
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.training.per_source import rotation_pairs
-from matryoshka_st.training.prepare import load_train_data, prepare, recipe_texts
+from matryoshka_st.training.prepare import load_base_model, load_train_data, prepare, recipe_texts
 from matryoshka_st.training.recipe import parse_recipe
 
 
@@ -86,3 +86,43 @@ def test_dropout_is_set_for_the_run_and_not_saved(flags: list[str], tmp_path: Pa
     assert SentenceTransformer(str(tmp_path / "saved"), device="cpu")[0].auto_model.config.hidden_dropout_prob == 0.1
     with pytest.raises(UserError, match=r"dropout is 1.0; give a rate of 0 or more and below 1"):
         prepare(parse_recipe([*flags, "--dropout", "1"]))
+
+
+def test_a_model_stored_in_half_precision_is_trained_in_float32(
+    flags: list[str], tiny_model_path: Path, tmp_path: Path
+) -> None:
+    SentenceTransformer(str(tiny_model_path), device="cpu").half().save_pretrained(str(tmp_path / "half"))
+    model, _ = load_base_model(parse_recipe([*flags, "--model_name_or_path", str(tmp_path / "half")]))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("length", "sentence"),
+    [
+        (65, "max_seq_length is 65, but the model has 64 positions; give 64 or less"),
+        (0, "max_seq_length is 0; give 1 or more, or leave it out"),
+        (-5, "max_seq_length is -5; give 1 or more, or leave it out"),
+    ],
+)
+def test_a_length_that_the_model_cannot_read_is_refused(flags: list[str], length: int, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        prepare(parse_recipe([*flags, "--max_seq_length", str(length)]))
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (["--lora_r", "0"], "lora_r is 0; give a rank of 1 or more, 16 is usual"),
+        (["--lora_dropout", "1"], r"lora_dropout is 1\.0; give a rate of 0 or more and below 1"),
+        (["--lora_dropout", "-0.1"], r"lora_dropout is -0\.1; give a rate of 0 or more and below 1"),
+    ],
+    ids=str,
+)
+def test_adapters_that_cannot_be_are_refused(flags: list[str], extra: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        prepare(parse_recipe([*flags, "--lora", *extra]))
+
+
+def test_an_output_folder_inside_a_file_is_refused(flags: list[str], pairs: Path) -> None:
+    with pytest.raises(UserError, match=r"pairs\.jsonl/run/model cannot be written, as .*pairs\.jsonl is a file"):
+        prepare(parse_recipe([*flags, "--output_dir", str(pairs / "run")]))

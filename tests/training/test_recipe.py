@@ -61,6 +61,12 @@ def test_the_written_config_reads_back_to_the_same_run(tmp_path: Path) -> None:
         (["--config"], "--config needs the path of a recipe"),
         (["--eval_strategy", "sometimes"], "sometimes is not a valid IntervalStrategy"),
         (["--eval_size", "1"], "eval_size is 1"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0; give 1 or more"),
+        (["--per_device_eval_batch_size", "-1"], "per_device_eval_batch_size is -1; give 1 or more"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps is 0; give 1 or more"),
+        (["--hardness_strength", "9"], r"hardness_strength is 9\.0, and no hardness_mode says .*; give one"),
+        (["--hardness_mode", "all_negatives"], "hardness_mode is all_negatives, and its hardness_strength of 0 "),
+        (["--teacher", "bundled"], "teacher is 'bundled', and its teacher_weight of 0 leaves it out .*; give a"),
         (["--push_to_hub", "--output_dir", "o"], r"push the finished model: SentenceTransformer\('o/model'\)"),
     ],
 )
@@ -84,6 +90,12 @@ def test_bad_recipe_files(tmp_path: Path, text: str, sentence: str) -> None:
         parse_recipe(["--config", written(tmp_path / "r.yaml", text)])
 
 
+def test_a_recipe_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes("output_dir: größer".encode("latin-1"))
+    with pytest.raises(UserError, match=r"r\.yaml is not UTF-8 text \(invalid .*\); save the file as UTF-8"):
+        parse_recipe(["--config", str(tmp_path / "r.yaml")])
+
+
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_parse_and_are_found_by_name(path: Path) -> None:
     assert recipe_path(path.stem).read_text() == path.read_text()
@@ -97,7 +109,7 @@ def test_the_shipped_plans_are_whole_and_each_row_is_a_recipe(name: str, tmp_pat
     assert {"recipe", "dims", "seeds", "untrained", "tasks", "rows"} <= plan.keys()
     assert {"host", "ours"} <= plan["rows"].keys()
     recipe = yaml.safe_load((EVAL / plan["recipe"]).read_text())
-    of_the_plan = {"host", "seeds", "fixed", "first", "rotate_after"}
+    of_the_plan = {"host", "seeds", "fixed", "first", "rotate_after", "trained"}
     for row in plan["rows"].values():
         own = {key: value for key, value in row.items() if key not in of_the_plan}
         (tmp_path / "row.yaml").write_text(yaml.safe_dump({**recipe, **own}))

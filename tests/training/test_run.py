@@ -200,9 +200,13 @@ def test_sts_data_is_scored_by_rank_correlation(flags: list[str], tmp_path: Path
     prepared, before = run.prepare(parse_recipe([*flags, "--eval_data", str(sts)]))
     assert prepared.evaluator.metric == "spearman_cosine"
     assert len(prepared.evaluator.gold) == 8 and len(prepared.train) == 96 and set(before) == {4, 16, 32}
-    sts.write_text(json.dumps({"sentence1": "a", "sentence2": "b", "score": "high"}))
-    with pytest.raises(UserError, match=r"sts\.jsonl line 1 holds .* score is a number"):
-        run.prepare(parse_recipe([*flags, "--eval_data", str(sts)]))
+    for row, sentence in (
+        ({"sentence1": "a", "sentence2": "b", "score": "high"}, "holds .* score is a number"),
+        ({"sentence1": "a", "sentence2": "cut \ud83d", "score": 1}, r"holds half a character \(a lone surrogate"),
+    ):
+        sts.write_text(json.dumps(row))
+        with pytest.raises(UserError, match=rf"sts\.jsonl line 1 {sentence}"):
+            run.prepare(parse_recipe([*flags, "--eval_data", str(sts)]))
 
 
 def test_a_dry_run_names_the_columns_and_writes_nothing(

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.report.compose import PAGE, report_files
 from matryoshka_st.evaluation.runs import Run, read_runs
-from matryoshka_st.files import write_whole
+from matryoshka_st.files import check_parents, write_whole
 from matryoshka_st.flags import Flags
 
 
@@ -42,11 +41,10 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
         The page, which is written last.
 
     Raises:
-        UserError: If the folder is a file, or the runs are none or contradict each other.
+        UserError: If the folder is a file or cannot be written, or the runs are none or contradict each other.
         OptionalDependencyError: If matplotlib is not installed.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"The output {str(folder)!r} is a file; give a folder.")
+    check_parents(folder / PAGE)
     for name, content in report_files(runs, title).items():
         write_whole(folder / name, content)
     return folder / PAGE
