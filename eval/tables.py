@@ -46,6 +46,7 @@ ABLATION = {  # label and folders of each row
     "ours, rotation by singular vectors": "ablation/singular-*",
     "ours, rotation without pairs": "ablation/neighbours-*",
     "ours, rotation with examples": "ablation/examples-*",
+    "ours, rotation with service docs": "ablation/services-*",
     "ours, longer rotation": "ablation/longer-*",
     "ours, no teacher": "ablation/untaught-*",
     "ours, nothing kept of the start": "ablation/unshared-*",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 SUMMARY_WORDS = range(4, 31)
@@ -54,6 +55,17 @@ def split_docstring(text: str) -> tuple[str, str] | None:
     body = _cut(" ".join(sentence for sentence in sentences if not sentence.endswith(_DANGLING)))
     good = len(summary.split()) in SUMMARY_WORDS and len(body.split()) >= FEWEST_BODY_WORDS
     return (summary, body) if good and _is_prose(summary) and _is_prose(body) else None
+
+
+def docstring_prose(text: str) -> str:
+    r"""All prose of a docstring up to its first section, at most 600 characters; empty where there is none.
+
+    >>> docstring_prose("Why the payment was declined.\n\n    See the list of reasons.\n\nArgs:\n    x: A number.")
+    'Why the payment was declined. See the list of reasons.'
+    """
+    sentences = _SENTENCE_END.split(" ".join(_prose_paragraphs(inspect.cleandoc(text))))
+    prose = _cut(" ".join(sentence for sentence in sentences if not sentence.endswith(_DANGLING)))
+    return prose if _is_prose(prose) else ""
 
 
 def _prose_paragraphs(text: str) -> list[str]:

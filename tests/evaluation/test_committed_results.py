@@ -191,6 +191,22 @@ def test_the_rotation_alone_has_most_of_what_the_recipe_gains() -> None:
     assert start["Banking77Classification", 16] < untrained["Banking77Classification", 16]
 
 
+def test_service_docs_in_the_rotation_bring_banking77_above_sentence_transformers_loss_and_cost_scifact() -> None:
+    docs, ours = ([scores(f"ablation/{name}-{seed}") for seed in (13, 14)] for name in ("services", "ours"))
+    hosts = [scores(f"ablation/host-{seed}") for seed in (13, 14, 15)]
+    for dim in (*DIMS, 16):
+        assert min(run["Banking77Classification", dim] for run in docs) > max(
+            host["Banking77Classification", dim] for host in hosts
+        )
+    for dim, gain in {64: 0.9, 32: 1.6, 16: 5.3}.items():
+        assert mean(docs, "Banking77Classification", dim) > mean(ours, "Banking77Classification", dim) + gain
+    assert 70.5 < mean(docs, "Banking77Classification", 32) < 72
+    assert mean(docs, "SciFact", 64) < mean(ours, "SciFact", 64) - 2
+    for dim in (384, 256, 128):
+        assert fmean(sts7(run, dim) for run in docs) == pytest.approx(fmean(sts7(run, dim) for run in ours), abs=0.1)
+    assert fmean(sts7(run, 16) for run in docs) < fmean(sts7(run, 16) for run in ours) - 0.4
+
+
 def test_pca_of_the_untrained_model_is_worse_than_its_plain_cut_from_64_dims_down() -> None:
     runs = [run for run in read_runs([RESULTS.parent / "ablation" / "pca"]) if run.variant.startswith("pca")]
     pca, cut = {(run.task, run.dim): 100 * run.score for run in runs}, scores("minilm")
