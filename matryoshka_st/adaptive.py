@@ -272,7 +272,16 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
             split = StratifiedKFold(min(self.cv, largest), shuffle=True, random_state=self.random_state)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The least populated class")  # it is then missing from some folds
-            return list(split.split(codes, codes))
+            try:
+                splits = list(split.split(codes, codes))
+            except ValueError as error:
+                reason = str(error).rstrip(".")
+                raise UserError(
+                    f"The rows cannot be split ({reason}); give another cv, more rows, or held_out rows."
+                ) from error
+        if any(len(np.unique(codes[train])) < 2 for train, _ in splits):
+            raise UserError("A split leaves one class only to train on; give another cv, more rows, or held_out rows.")
+        return splits
 
     def _answers(self, X: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
         """Probabilities, and the number of the prefix that gave them; a prefix sees only the rows that come to it."""

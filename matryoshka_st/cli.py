@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+_UsageError: Any = typer.BadParameter.__base__  # typer names no more of the click inside it
 QUICKSTART = Path("quickstart")
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -37,7 +38,22 @@ def exit_with_one_sentence() -> Iterator[None]:
 def main() -> None:
     """Entry point of the console script."""
     with exit_with_one_sentence():
-        app()
+        raise SystemExit(_run())
+
+
+def _run() -> int | None:
+    """The exit code of the command that was typed, with typer's own errors as one sentence."""
+    try:
+        code: int | None = app(standalone_mode=False)
+    except typer.Abort:
+        return 1
+    except _UsageError as error:
+        if len(sys.argv) == 1:
+            sys.stderr.write(f"{error.format_message()}\n")
+            return 2
+        message = error.format_message().rstrip(".").replace(". Did you", "; did you")
+        raise UserError(f"{message}; see --help.") from error
+    return code
 
 
 @app.command()

@@ -140,7 +140,7 @@ def _check_card(folder: Path, dims: Any) -> Check:
     section = read_section(path.read_text(encoding="utf-8"))
     if section is None:
         return Check("card", False, "README.md has no section on dims")
-    missing = [dim for dim in dims or () if f"\n| {dim} |" not in section]
+    missing = [dim for dim in (dims if isinstance(dims, list) else ()) if f"\n| {dim} |" not in section]
     if missing:
         return Check("card", False, f"the section on dims of README.md does not list {missing[0]}")
     if "truncate_dim=" not in section:

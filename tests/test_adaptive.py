@@ -132,6 +132,22 @@ def test_bad_parameters_are_refused(parameters: dict[str, Any], sentence: str) -
         AdaptiveClassifier(**parameters).fit(*nested(100, 1))
 
 
+@pytest.mark.parametrize(
+    ("cv", "labels", "sentence"),
+    [
+        (0.2, ["rare", *["a", "b"] * 50], r"The rows cannot be split \(The least populated class.*\); give an"),
+        (0.2, [n % 40 for n in range(101)], r"The rows cannot be split \(The test_size = 21 should be .*\); give an"),
+        (5, ["rare", *["a"] * 100], "A split leaves one class only to train on; give another cv, more rows, or"),
+    ],
+    ids=["a class of one row", "more classes than held-out rows", "a fold without the second class"],
+)
+def test_rows_that_cannot_be_held_out_are_refused(cv: float, labels: list[Any], sentence: str) -> None:
+    x, _ = nested(101, 1)
+    with pytest.raises(UserError, match=sentence):
+        AdaptiveClassifier(DIMS, cv=cv).fit(x, labels)
+    assert len(AdaptiveClassifier(DIMS).fit(x, labels, held_out=(x, labels)).thresholds_) == 2
+
+
 def test_bad_rows_are_refused() -> None:
     x, y = nested(100, 1)
     with pytest.raises(UserError, match="1 class only, 'a'; give two classes or more"):

@@ -39,6 +39,12 @@ def test_the_commands(run: Run) -> None:
     assert commands == ["quickstart", "train", "check", "eval", "compare", "report", "search", "rotate", "verify"]
 
 
+def test_without_a_command_all_are_shown(run: Run) -> None:
+    code, text, errors = run()
+    assert code == 2 and not text
+    assert "Commands:" in errors and "error:" not in errors
+
+
 @pytest.mark.parametrize(
     "command", ["quickstart", "train", "check", "eval", "compare", "report", "search", "rotate", "verify"]
 )
@@ -89,6 +95,9 @@ def test_each_command_explains_itself(run: Run, command: str) -> None:
         (["search", "index", "nowhere", "--index", "x"], "'nowhere' does not exist; give a file,"),
         (["search", "query", "nowhere", "x"], "There is no text index in nowhere"),
         (["verify", "nowhere"], "nowhere"),
+        (["serch"], "No such command 'serch'; did you mean 'search'?; see --help."),
+        (["rotate", "bundled", "--texts", "x"], "Missing option '--output'; see --help."),
+        (["quickstart", "--train-rows", "x"], "Invalid value for '--train-rows': "),
         (["quickstart", "--test-queries", "3"], "test_queries is 3; give 10 or more."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -101,6 +110,7 @@ def test_bad_input_is_one_sentence_and_code_2(
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert code == 2
     assert len(lines) == 1 and sentence in lines[0]
+    assert "Usage:" not in errors
     assert not list(tmp_path.iterdir())
 
 

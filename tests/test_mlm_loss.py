@@ -173,6 +173,14 @@ def test_evaluation_counts_by_text() -> None:
     torch.testing.assert_close(output.losses[:, 2], losses, **EXACT)
 
 
+def test_evaluation_of_texts_without_a_masked_token_counts_nothing() -> None:
+    inputs = batch()
+    output = bert().eval()(**{**inputs, "labels": torch.full_like(inputs["labels"], -100)})
+    assert output.loss == 0
+    for scores in (output.losses, output.hits):
+        assert scores.shape == (6, 3) and not scores.any()
+
+
 def test_parts_of_a_step_add_up_to_the_whole() -> None:
     model, inputs = bert().train(), batch()
     twin = copy.deepcopy(model)

@@ -69,9 +69,10 @@ def test_a_missing_declaration_is_found(folder: Path) -> None:
         ([8, 8, 32], "matryoshka_dimensions is [8, 8, 32], which is not ascending"),
         ([8, 16], "matryoshka_dimensions ends at 16, not at the full width 32"),
         ([8, 16.0, 32], "matryoshka_dimensions is [8, 16.0, 32], not a list of whole numbers of 1 or more"),
+        (32, "matryoshka_dimensions is 32, not a list of whole numbers of 1 or more"),
     ],
 )
-def test_wrong_dims_are_found(folder: Path, dims: list[float], problem: str) -> None:
+def test_wrong_dims_are_found(folder: Path, dims: list[float] | int, problem: str) -> None:
     edit(folder / "config.json", lambda config: {**config, "matryoshka_dimensions": dims})
     assert failed(folder)["declared dims"] == problem
 

@@ -63,7 +63,10 @@ class Plan(NamedTuple):
     @property
     def precision(self) -> str:
         """How float32 products are made, by torch's own setting."""
-        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        setting = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # torch 2.9 and later
+        if setting is None:
+            setting = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        return "tf32" if setting == "tf32" else "ieee"
 
 
 class Operand(NamedTuple):

@@ -86,7 +86,10 @@ def _decoded(tokenizer: Any, features: dict[str, Any]) -> list[str]:
     tokens = features["input_ids"]
     if "cu_seq_lens_q" in features:
         tokens = tokens[0].split(features["cu_seq_lens_q"].diff().tolist())
-    texts: list[str] = tokenizer.batch_decode(list(tokens), skip_special_tokens=True)
+    elif "offsets" in features:
+        tokens = tokens.tensor_split(features["offsets"][1:].tolist())
+    decode = getattr(tokenizer, "batch_decode", None) or tokenizer.decode_batch  # of transformers, of tokenizers
+    texts: list[str] = decode([row.tolist() for row in tokens], skip_special_tokens=True)
     return texts
 
 

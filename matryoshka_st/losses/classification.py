@@ -97,7 +97,8 @@ class MatryoshkaLinear(nn.Module):
     def set_class_means(self, x: Float[Tensor, "n width"], labels: Int[Tensor, " n"]) -> None:
         """Set the weights of each class to the mean of its texts, at unit length, and the biases to 0.
 
-        The head then answers with the nearest class mean, by cosine.
+        The head then answers with the nearest class mean, by cosine; one with shared weights does so at its full
+        width, and at a shorter prefix compares with the cut means as they are, which are not of one length.
 
         Args:
             x: Embeddings of labelled texts.

@@ -108,7 +108,7 @@ class _NestedCrossEntropy(torch.autograd.Function):
 
 def _chunks(tokens: int, words: int, logits_per_chunk: int) -> Iterator[slice]:
     step = max(1, logits_per_chunk // words)
-    return (slice(start, start + step) for start in range(0, tokens, step))
+    return (slice(start, start + step) for start in range(0, max(tokens, 1), step))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

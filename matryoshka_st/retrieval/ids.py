@@ -86,6 +86,10 @@ def _as_array(ids: GivenIds) -> Ids:
     mixed = array.dtype.kind == "U" and not all(isinstance(value, str) for value in ids)
     if array.ndim != 1 or array.dtype.kind not in "iuU" or mixed:
         raise UserError("ids are neither all whole numbers nor all texts; give a flat list of one of the two.")
+    if array.dtype.kind == "u" and array.max(initial=0) > np.iinfo(np.int64).max:
+        raise UserError(
+            f"Id {array.max()} is above 2^63 - 1, the largest whole number an id can be; give ids as texts."
+        )
     return array if array.dtype.kind == "U" else array.astype(np.int64)
 
 

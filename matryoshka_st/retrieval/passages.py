@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -60,13 +61,17 @@ def _all_passages(source: str, columns: Sequence[str], unit: str) -> Iterator[Pa
     path = Path(source).expanduser()
     if path.is_dir():
         for file in _files(path):
-            yield from _file_passages(file, str(file.relative_to(path)), columns, unit)
+            yield from _file_passages(file, _shown(file.relative_to(path)), columns, unit)
     elif path.is_file():
         if path.suffix.lower() not in (*TEXT_SUFFIXES, *SUFFIXES):
             raise UserError(f"{path} ends in {path.suffix!r}; files to index end in {_listed(path.suffix)}.")
-        yield from _file_passages(path, path.name, columns, unit)
+        yield from _file_passages(path, _shown(Path(path.name)), columns, unit)
     else:
         raise UserError(f"{source!r} does not exist; give a file, a folder or {DOCSTRINGS!r}.")
+
+
+def _shown(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")  # a name need not be UTF-8
 
 
 def _listed(suffix: str) -> str:

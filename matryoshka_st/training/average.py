@@ -32,6 +32,8 @@ def average_with(model: nn.Module, start: dict[str, Tensor], share: float) -> No
     """
     if not start:
         return
+    done = set[int]()
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.data_ptr() not in done:  # tied weights have several names
+            done.add(tensor.data_ptr())
             tensor.lerp_(start[name].to(tensor), share)

@@ -233,6 +233,17 @@ def test_the_same_bits_every_time() -> None:
 
 
 @interpreted
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has no such setting")
+def test_products_are_made_as_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = nested_problem((4, 13), Layout(3, 3, 0))
+    plan = triton_operands.plan_of(torch.randn(3, 13), torch.randn(3, 13), problem)
+    assert plan.precision == "ieee"
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")  # as --tf32 of transformers does
+    assert plan.precision == "tf32"
+    assert_equals_tiled(Case(batch=3, dims=(4, 13), width=13), "cpu")
+
+
+@interpreted
 def test_views_of_larger_tensors_and_mixed_types() -> None:
     q, d = torch.randn(24, 6).T, torch.randn(6, 30)[:, 3:27].bfloat16()
     q.requires_grad_(), d.requires_grad_()

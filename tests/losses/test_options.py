@@ -32,7 +32,7 @@ from matryoshka_st.losses import (
     SpreadOutLoss,
     WeightSchedule,
 )
-from matryoshka_st.losses.beside import text_ids
+from matryoshka_st.losses.beside import guide_embeddings, text_ids
 
 from .test_contrastive import COLUMNS, features, gradients
 
@@ -146,11 +146,28 @@ def test_no_ids_of_two_hundred_thousand_texts_are_equal() -> None:
     assert len(ids.unique()) == len(tokens)
 
 
-def test_a_static_model_has_ids_too(tiny_model: SentenceTransformer) -> None:
+def static_model(tiny_model: SentenceTransformer) -> SentenceTransformer:
     static = StaticEmbedding(copy.deepcopy(tiny_model.tokenizer).backend_tokenizer, embedding_dim=8)
-    model = SentenceTransformer(modules=[static, Normalize()], device="cpu")
+    return SentenceTransformer(modules=[static, Normalize()], device="cpu")
+
+
+def test_a_static_model_has_ids_too(tiny_model: SentenceTransformer) -> None:
+    model = static_model(tiny_model)
     columns = [model.preprocess(["red fish", "red fish", "old house"]), model.preprocess(["a", "b", "c"])]
     masked, plain = (MatryoshkaContrastiveLoss(model, [8], exclude_duplicates=on)(columns) for on in (True, False))
+    assert masked.total() < plain.total()
+
+
+def test_a_static_model_has_a_guide_too(tiny_model: SentenceTransformer) -> None:
+    model, guide = static_model(tiny_model), tiny_model.eval()
+    texts = [["red fish", "fish red", "red fish"], ["a", "b", "c"]]
+    columns = [model.preprocess(column) for column in texts]
+    seen = guide_embeddings(guide, model.tokenizer, columns, 32)
+    for got, column in zip(seen, texts, strict=True):
+        torch.testing.assert_close(got, guide.encode(column, convert_to_tensor=True))
+    masked, plain = (
+        MatryoshkaContrastiveLoss(model, [8], **options)(columns) for options in ({"margin": 0.0, "guide": guide}, {})
+    )
     assert masked.total() < plain.total()
 
 

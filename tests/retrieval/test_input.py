@@ -45,6 +45,8 @@ WITH_NAN = np.where(np.arange(400)[:, None] == 7, np.nan, 1.0) * np.ones((400, 4
         ({"vectors": np.full((2, 48), 1e30)}, r"Document vector 0 of 2 holds NaN, infinity or values beyond float32"),
         ({"ids": [1, 2]}, r"There are 2 ids for 400 vectors; give one id per vector\."),
         ({"ids": [5] * 400}, r"Id 5 is given more than once; ids have to differ\."),
+        ({"ids": [2**63] * 400}, r"Id 9223372036854775808 is above 2\^63 - 1, the largest whole number an id"),
+        ({"ids": np.arange(400, dtype=np.uint64) + np.uint64(2**63)}, r"Id 9223372036854776207 is above 2\^63 - 1,"),
         ({"ids": np.ones((400, 1), dtype=int)}, r"ids are neither all whole numbers nor all texts; give a flat list"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,20 @@ def test_what_is_read_of_a_folder(notes: Path) -> None:
     tables = ["c.jsonl:1", "c.jsonl:3", "d.parquet:1", "d.parquet:3"]
     assert places == ["a.md:1", "a.md:3", "a.md:7", *tables, "more/b.txt:2"]
     assert len(read_passages(str(notes), most=2)) == 2
+
+
+def test_a_file_name_need_not_be_utf8(run: Run, tiny_model_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    names = [os.fsdecode(b"caf\xe9.txt"), os.fsdecode(b"th\xe9.jsonl")]
+    (folder / names[0]).write_text("Coffee is black.")
+    (folder / names[1]).write_text('{"text": "Tea is green."}\n')
+    words = ("--index", tmp_path / "index", "--model", tiny_model_path)
+    run("index", folder, *words)
+    shown = run("query", tmp_path / "index", "anything")
+    assert " caf\N{REPLACEMENT CHARACTER}.txt:1" in shown and " th\N{REPLACEMENT CHARACTER}.jsonl:1" in shown
+    run("index", folder / names[0], *words)
+    assert " caf\N{REPLACEMENT CHARACTER}.txt:1" in run("query", tmp_path / "index", "anything")
 
 
 def test_an_index_among_the_texts_is_no_text(run: Run, notes: Path, tiny_model_path: Path) -> None:

@@ -307,6 +307,29 @@ def test_lancedb_takes_dims_in_between(documents: np.ndarray, queries: np.ndarra
         kind.load(dims=[16, WIDTH])
 
 
+def without_whole_vector(store: DuckDBStore | LanceDBStore, row: np.ndarray) -> None:
+    """Add a row with the first dim alone."""
+    first = (row[:16] / np.linalg.norm(row[:16])).tolist()
+    if isinstance(store, DuckDBStore):
+        store.connection.execute("INSERT INTO docs (id, dim_16) VALUES (999, ?::FLOAT[16])", [first])
+    else:
+        store.table.add([{"id": 999, "dim_16": first, f"dim_{WIDTH}": None}])
+
+
+@pytest.mark.parametrize("make", [_duckdb, _lancedb], ids=["duckdb", "lancedb"])
+def test_a_row_without_the_whole_vector_is_not_found(
+    make: Callable[[Path], Kind], documents: np.ndarray, queries: np.ndarray, tmp_path: Path
+) -> None:
+    store = make(tmp_path).build(documents[:50], dims=[16, WIDTH], shortlists=[51])
+    before = store.search(queries, 50)
+    without_whole_vector(store, queries[0])
+    after = store.search(queries, 50)
+    np.testing.assert_array_equal(after.ids, before.ids)
+    np.testing.assert_allclose(after.scores, before.scores, atol=1e-6)
+    with pytest.raises(UserError, match="The store found 50 of 51 vectors; rows that lack a vector are counted but"):
+        store.search(queries, 51)
+
+
 def test_a_missing_package_is_named(documents: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("usearch", "usearch.index", "qdrant_client"):
         monkeypatch.setitem(sys.modules, name, None)

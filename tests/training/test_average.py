@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.training import run
-from matryoshka_st.training.average import start_weights
+from matryoshka_st.training.average import average_with, start_weights
 from matryoshka_st.training.recipe import parse_recipe
 
 
@@ -35,6 +35,18 @@ def test_with_a_rotation_and_lora_the_start_is_the_rotated_model(flags: list[str
     untrained, averaged = (weights(tmp_path / name / "model") for name in ("untrained", "out"))
     for name, value in averaged.items():
         torch.testing.assert_close(value, untrained[name], rtol=1e-6, atol=1e-7)
+
+
+def test_tied_weights_are_averaged_once() -> None:
+    model = torch.nn.ModuleDict({"words": torch.nn.Embedding(5, 3), "decoder": torch.nn.Linear(3, 5)})
+    model["decoder"].weight = model["words"].weight
+    start = start_weights(model, 0.25)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    end = {name: value.clone() for name, value in model.state_dict().items()}
+    average_with(model, start, 0.25)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, 0.25 * start[name] + 0.75 * end[name])
 
 
 @pytest.mark.parametrize("share", [1.0, -0.1, float("nan")])

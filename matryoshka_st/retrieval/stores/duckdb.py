@@ -120,7 +120,8 @@ def cascade_sql(table: str, dims: Sequence[int]) -> str:
         f"ORDER BY score DESC, id LIMIT $keep_{dim})"
         for before, dim in zip([None, *dims], dims, strict=False)
     ]
-    return f"WITH {', '.join(stages)} SELECT id, score FROM stage_{dims[-1]} ORDER BY score DESC, id"
+    found = f"SELECT id, score FROM stage_{dims[-1]} WHERE score IS NOT NULL ORDER BY score DESC, id"
+    return f"WITH {', '.join(stages)} {found}"
 
 
 def _among(dim: int | None) -> str:

@@ -122,6 +122,7 @@ class LanceDBStore(Store):
             search = self.table.search(query[0], vector_column_name=vector_name(self.settings.dims[0]))
             search = search.distance_type("dot").limit(keep[0]).select(["id", whole, "_distance"])
             found = (search.bypass_vector_index() if self.exact else search).to_arrow()
+            found = found.filter(found[whole].is_valid())  # flatten leaves nulls out
             vectors = found[whole].combine_chunks().flatten().to_numpy().reshape(-1, self.settings.width)
             order, scores = rank_rows(query[1:], vectors, keep[1:])
             yield np.array(found["id"].take(order).to_pylist()), scores
