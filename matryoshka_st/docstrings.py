@@ -159,13 +159,22 @@ def _pairs_in(module: _Module) -> list[DocPair]:
 def _parse(path: Path) -> ast.Module | None:
     try:
         source = path.read_bytes()
-        if len(source) > MOST_FILE_BYTES or b'"""' not in source:
-            return None
+    except OSError as error:
+        logger.debug("%s was skipped: %s", path, error)
+        return None
+    if len(source) > MOST_FILE_BYTES or b'"""' not in source:
+        return None
+    return parse_source(source, str(path))
+
+
+def parse_source(source: bytes, name: str) -> ast.Module | None:
+    """The syntax tree of a Python file, without its warnings; ``None``, with a word in the log, if it has none."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(source)
-    except (OSError, SyntaxError, ValueError, RecursionError) as error:
-        logger.debug("%s was skipped: %s", path, error)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        logger.debug("%s was skipped: %s", name, error)
         return None
 
 

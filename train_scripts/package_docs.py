@@ -26,6 +26,7 @@ from rich.console import Console
 
 from matryoshka_st.cli import exit_with_one_sentence
 from matryoshka_st.data.prose import docstring_prose
+from matryoshka_st.docstrings import parse_source
 from matryoshka_st.errors import UserError
 from matryoshka_st.files import check_parents, write_whole
 
@@ -75,11 +76,12 @@ def pairs_of(wheel: Path) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     try:
         with zipfile.ZipFile(wheel) as archive:
-            sources = [archive.read(name) for name in sorted(archive.namelist()) if _is_source(name)]
+            names = sorted(name for name in archive.namelist() if _is_source(name))
+            trees = [tree for name in names if (tree := parse_source(archive.read(name), name))]
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{wheel} is not a wheel ({error}); give .whl files, as pip download writes them.") from error
-    for source in sources:
-        for name, text in named_docs(_parsed(source)):
+    for tree in trees:
+        for name, text in named_docs(tree.body):
             anchor, positive = in_words(name), docstring_prose(text)
             if len(anchor.split()) > 1 and len(positive.split()) >= FEWEST_WORDS and not ABOUT_CODE.search(positive):
                 found.setdefault(positive, anchor)
@@ -95,13 +97,6 @@ def _field(statement: ast.stmt) -> str | None:
 
 def _is_source(name: str) -> bool:
     return name.endswith(".py") and not {"test", "tests"} & set(name.split("/"))
-
-
-def _parsed(source: bytes) -> list[ast.stmt]:
-    try:
-        return ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError):
-        return []
 
 
 def main(

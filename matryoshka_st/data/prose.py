@@ -47,12 +47,10 @@ def split_docstring(text: str) -> tuple[str, str] | None:
     >>> split_docstring("Sort a list in place.\n\nThe sort is stable: equal `items` keep the order they had.")
     ('Sort a list in place.', 'The sort is stable: equal items keep the order they had.')
     """
-    paragraphs = _prose_paragraphs(text)
-    if not paragraphs:
+    sentences = _sentences(text)
+    if not sentences:
         return None
-    summary, *rest = _SENTENCE_END.split(paragraphs[0])
-    sentences = [*rest, *(sentence for paragraph in paragraphs[1:] for sentence in _SENTENCE_END.split(paragraph))]
-    body = _cut(" ".join(sentence for sentence in sentences if not sentence.endswith(_DANGLING)))
+    summary, body = sentences[0], _joined(sentences[1:])
     good = len(summary.split()) in SUMMARY_WORDS and len(body.split()) >= FEWEST_BODY_WORDS
     return (summary, body) if good and _is_prose(summary) and _is_prose(body) else None
 
@@ -60,12 +58,19 @@ def split_docstring(text: str) -> tuple[str, str] | None:
 def docstring_prose(text: str) -> str:
     r"""All prose of a docstring up to its first section, at most 600 characters; empty where there is none.
 
-    >>> docstring_prose("Why the payment was declined.\n\n    See the list of reasons.\n\nArgs:\n    x: A number.")
-    'Why the payment was declined. See the list of reasons.'
+    >>> docstring_prose("Why the payment was declined.\n\n    See the reasons.\n\n    Args:\n        x: A number.")
+    'Why the payment was declined. See the reasons.'
     """
-    sentences = _SENTENCE_END.split(" ".join(_prose_paragraphs(inspect.cleandoc(text))))
-    prose = _cut(" ".join(sentence for sentence in sentences if not sentence.endswith(_DANGLING)))
+    prose = _joined(_sentences(inspect.cleandoc(text)))
     return prose if _is_prose(prose) else ""
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence for paragraph in _prose_paragraphs(text) for sentence in _SENTENCE_END.split(paragraph)]
+
+
+def _joined(sentences: list[str]) -> str:
+    return _cut(" ".join(sentence for sentence in sentences if not sentence.endswith(_DANGLING)))
 
 
 def _prose_paragraphs(text: str) -> list[str]:
