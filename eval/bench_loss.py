@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from matryoshka_st.cli import exit_with_one_sentence
+from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.provenance import provenance
 from matryoshka_st.files import write_json
 from matryoshka_st.infonce import nested_infonce
@@ -56,11 +57,19 @@ class Given(nn.Module):
 
 
 def ladder(width: int, count: int) -> list[int]:
-    """``count`` dims up to the width: evenly spaced for 24, else halving down (768 512 256 ...)."""
+    """``count`` dims up to the width: evenly spaced for 24, else halving down to 16 (768 512 256 ...).
+
+    Raises:
+        UserError: If the width is too small for so many dims.
+    """
     if count == 24:
-        return [width * i // count for i in range(1, count + 1)]
-    powers = [2**e for e in range(4, width.bit_length()) if 2**e < width]
-    return [*powers[len(powers) - count + 1 :], width]
+        dims = [width * i // count for i in range(1, count + 1)]
+    else:
+        powers = [2**e for e in range(4, width.bit_length()) if 2**e < width]
+        dims = [*powers[max(0, len(powers) - count + 1) :], width]
+    if len(set(dims) - {0}) != count:
+        raise UserError(f"A width of {width} has no {count} dims here; give a larger --width or a smaller --count.")
+    return dims
 
 
 def losses(width: int, dims: list[int], mini_batch_size: int) -> dict[str, Loss]:
@@ -142,9 +151,8 @@ def shares(loss: Loss, leaves: list[Tensor]) -> dict[str, float]:
     return {"matmul": matmul, "exp": exp, "rest": 1 - matmul - exp}
 
 
-def measure(batch: int, width: int, count: int, repeats: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
+def measure(batch: int, width: int, dims: list[int], repeats: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
     """One case: every loss in turn, ``repeats`` times, after a warm-up."""
-    dims = ladder(width, count)
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(batch, width, generator=generator).to(device, dtype).requires_grad_() for _ in range(2)]
     mini_batch_size = min(256, batch // 2)
@@ -235,7 +243,8 @@ def main(
     widths, counts = width or ([384] if quick else [768]), count or ([5] if quick else [1, 5, 6, 24])
     load = os.getloadavg()
     times = 1 if quick else repeats
-    cases = [measure(b, d, k, times, device, getattr(torch, dtype)) for b in batches for d in widths for k in counts]
+    grid = [(b, d, ladder(d, k)) for b in batches for d in widths for k in counts]
+    cases = [measure(b, d, dims, times, device, getattr(torch, dtype)) for b, d, dims in grid]
     Console(width=160).print(*show(cases))
     result = {
         "schema_version": 1,

@@ -206,6 +206,7 @@ def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Pa
         (["bench_retrieval.py", "--pairs", "nowhere.parquet"], "'nowhere.parquet' does not exist"),
         (["bench_harness.py", "--model", "./nowhere"], "Model folder './nowhere' does not exist"),
         (["bench_training.py", "--train-data", "nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
+        (["bench_loss.py", "--width", "20", "--count", "6"], "A width of 20 has no 6 dims here"),
         (["bench_cpu_settings.py", "--train-data", "nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

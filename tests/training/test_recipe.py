@@ -117,10 +117,17 @@ def test_the_shipped_plans_are_whole_and_each_row_is_a_recipe(name: str, tmp_pat
         assert "first" not in row or ((EVAL / plan["recipe"]).parent / row["first"]).is_file()
 
 
+def test_the_row_with_service_docs_is_the_recipe_with_service_docs() -> None:
+    plan = yaml.safe_load((EVAL / "ablation.yaml").read_text())
+    row = yaml.safe_load((EVAL / plan["recipe"]).read_text()) | plan["rows"]["ours, rotation with service docs"]
+    recipe = yaml.safe_load(recipe_path("minilm-general-services").read_text())
+    assert {**row, "output_dir": None} == {**recipe, "output_dir": None, "seeds": [13, 14, 15]}
+
+
 def test_an_unknown_recipe_name_lists_those_there_are() -> None:
     names = (
-        "bert-base-all-nli, minilm-general, minilm-general-few-dims-gpu, minilm-general-gpu, minilm-in-domain, "
-        "minilm-neighbours-gpu, minilm-pairs, minilm-sts, "
+        "bert-base-all-nli, minilm-general, minilm-general-few-dims-gpu, minilm-general-gpu, minilm-general-services, "
+        "minilm-in-domain, minilm-neighbours-gpu, minilm-pairs, minilm-sts, "
     )
     with pytest.raises(UserError, match=f"no recipe 'slow'; use one of {names}minilm-sts-few-dims, quickstart"):
         recipe_path("slow")
