@@ -140,6 +140,11 @@ def general() -> str:
     return _gains("ablation/ours-13", "general recipe (beside untrained)")
 
 
+def general_services() -> str:
+    """What service docs in the rotation changed on each task."""
+    return _gains("ablation/services-13", "with service docs (beside the recipe without)", beside="ablation/ours-13")
+
+
 def own_texts() -> str:
     """The untrained model, cut, and rotated on the unlabelled texts of each task's own train split."""
     dims = [384, 256, 128, 64, 32, 16]
@@ -393,6 +398,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "heads": heads,
     "ablation": ablation,
     "ablation-elsewhere": ablation_elsewhere,
+    "general-services": general_services,
     "loss-on-a-gpu": loss_on_a_gpu,
     "on-a-gpu": on_a_gpu,
     "general-on-a-gpu": general_on_a_gpu,

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -65,7 +65,7 @@ def test_the_tables_of_the_pages_hold_the_committed_figures() -> None:
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pages = "".join((script.parents[1] / page).read_text() for page in ("README.md", "eval/README.md"))
-    assert pages.count("<!-- table: ") == pages.count("<!-- end of table -->") == 17
+    assert pages.count("<!-- table: ") == pages.count("<!-- end of table -->") == 18
 
 
 def test_fine_tuned_in_domain_64_dims_and_fewer_are_above_ada_002_at_1536() -> None:
@@ -191,20 +191,29 @@ def test_the_rotation_alone_has_most_of_what_the_recipe_gains() -> None:
     assert start["Banking77Classification", 16] < untrained["Banking77Classification", 16]
 
 
-def test_service_docs_in_the_rotation_bring_banking77_above_sentence_transformers_loss_and_cost_scifact() -> None:
-    docs, ours = ([scores(f"ablation/{name}-{seed}") for seed in (13, 14)] for name in ("services", "ours"))
-    hosts = [scores(f"ablation/host-{seed}") for seed in (13, 14, 15)]
+def test_service_docs_in_the_rotation_lift_banking77_and_cost_scifact() -> None:
+    docs, ours, hosts = (
+        [scores(f"ablation/{name}-{seed}") for seed in (13, 14, 15)] for name in ("services", "ours", "host")
+    )
     for dim in (*DIMS, 16):
+        assert min(sts7(run, dim) for run in docs) > max(sts7(run, dim) for run in hosts)
         assert min(run["Banking77Classification", dim] for run in docs) > max(
             host["Banking77Classification", dim] for host in hosts
         )
-    for dim, gain in {64: 0.9, 32: 1.6, 16: 5.3}.items():
+        assert fmean(sts7(run, dim) for run in docs) > fmean(sts7(run, dim) for run in ours) - 0.7
+    for dim, gain in {64: 1.4, 32: 3.0, 16: 6.3}.items():
         assert mean(docs, "Banking77Classification", dim) > mean(ours, "Banking77Classification", dim) + gain
-    assert 70.5 < mean(docs, "Banking77Classification", 32) < 72
-    assert mean(docs, "SciFact", 64) < mean(ours, "SciFact", 64) - 2
-    for dim in (384, 256, 128):
-        assert fmean(sts7(run, dim) for run in docs) == pytest.approx(fmean(sts7(run, dim) for run in ours), abs=0.1)
-    assert fmean(sts7(run, 16) for run in docs) < fmean(sts7(run, 16) for run in ours) - 0.4
+    assert mean(docs, "Banking77Classification", 32) > 72
+    for dim in (384, 256, 128, 64):
+        assert min(run["SciFact", dim] for run in docs) > max(run["SciFact", dim] for run in hosts)
+    for dim in (64, 32, 16):
+        assert 1.6 < mean(ours, "SciFact", dim) - mean(docs, "SciFact", dim) < 1.9
+    for dim in (32, 16):
+        behind = mean(hosts, "SciFact", dim) - mean(docs, "SciFact", dim)
+        assert 0 < behind < stdev(run["SciFact", dim] for run in docs)
+    untrained = scores("minilm")
+    for task in ("SciFact", "Banking77Classification"):
+        assert min(run[task, 384] for run in docs) > untrained[task, 384] - 0.5
 
 
 def test_pca_of_the_untrained_model_is_worse_than_its_plain_cut_from_64_dims_down() -> None:
