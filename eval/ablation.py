@@ -2,10 +2,10 @@
 
 Rows that begin with the same rotation share it: it is learned once, with the result that a run of its own has, and
 ``train_seconds`` are without it (its own stand in its folder). A row with ``trained: false`` is that rotation by
-itself. A row with ``first: RECIPE`` starts from the model that this other recipe trains with the same seed, in the
-row's folder; those seconds stand there too. A row with ``rotate_after: true`` is trained without a rotation, in
-``trained`` there, and gets the recipe's rotation, at the recipe's dims, learned on what came out; its seconds are
-those of both.
+itself. A row with ``recipe: RECIPE`` is made from this other recipe beside the plan's. A row with ``first: RECIPE``
+starts from the model that this other recipe trains with the same seed, in the row's folder; those seconds stand there
+too. A row with ``rotate_after: true`` is trained without a rotation, in ``trained`` there, and gets the recipe's
+rotation, at the recipe's dims, learned on what came out; its seconds are those of both.
 
 python eval/ablation.py eval/ablation.yaml --work output/ablation --dataset-mirror MIRROR
 """
@@ -102,6 +102,7 @@ def train_row(flags: dict[str, Any], recipe_file: Path, seed: int, folder: Path)
     note = folder / "seconds.json"
     if note.exists():
         return float(json.loads(note.read_text(encoding="utf-8"))["train_seconds"])
+    recipe_file = recipe_file.parent / flags.pop("recipe", recipe_file.name)
     recipe_values = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
     if flags.pop("rotate_after", False):
         seconds = train_row({**flags, "rotate": None}, recipe_file, seed, folder / "trained")

@@ -66,7 +66,7 @@ def ladder(width: int, count: int) -> list[int]:
         dims = [width * i // count for i in range(1, count + 1)]
     else:
         powers = [2**e for e in range(4, width.bit_length()) if 2**e < width]
-        dims = [*powers[max(0, len(powers) - count + 1) :], width]
+        dims = [*powers[len(powers) - count + 1 :], width]
     if len(set(dims) - {0}) != count:
         raise UserError(f"A width of {width} has no {count} dims here; give a larger --width or a smaller --count.")
     return dims

@@ -200,7 +200,8 @@ def test_service_docs_in_the_rotation_lift_banking77_and_cost_scifact() -> None:
         assert min(run["Banking77Classification", dim] for run in docs) > max(
             host["Banking77Classification", dim] for host in hosts
         )
-        assert fmean(sts7(run, dim) for run in docs) > fmean(sts7(run, dim) for run in ours) - 0.7
+        lost = fmean(sts7(run, dim) for run in ours) - fmean(sts7(run, dim) for run in docs)
+        assert 0.45 < lost < 0.65 if dim < 64 else 0 < lost < 0.25
     for dim, gain in {64: 1.4, 32: 3.0, 16: 6.3}.items():
         assert mean(docs, "Banking77Classification", dim) > mean(ours, "Banking77Classification", dim) + gain
     assert mean(docs, "Banking77Classification", 32) > 72

@@ -143,9 +143,10 @@ def ablation_files(tiny_model_path: Path, tmp_path: Path) -> Path:
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     (tmp_path / "first.yaml").write_text(json.dumps({**recipe, "objective": "neighbours", "group_size": 2}))
+    (tmp_path / "slower.yaml").write_text(json.dumps({**recipe, "learning_rate": 1e-6}))
     rows_of = {
         "ours": {"seeds": [13, 14]},
-        "slower": {"learning_rate": 1e-6},
+        "slower": {"recipe": "slower.yaml"},
         "host": {"host": True, "rotate": None},
         "after": {"first": "first.yaml", "rotate": None, "learning_rate": 0.0},
         "turned": {"matryoshka_dims": [32], "rotate_after": True},
@@ -172,6 +173,7 @@ def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Pa
     lengths = [SentenceTransformer(str(work / row / "model")).max_seq_length for row in ("ours-13", "host-13")]
     assert lengths == [32, 32], "both score whole texts, not what training read of them"
 
+    assert "learning_rate: 1.0e-06" in (work / "slower-13" / "recipe.yaml").read_text(), "a row's own recipe"
     first, after = (load_file(work / "after-13" / step / "model.safetensors") for step in ("first/model", "model"))
     assert all(torch.equal(first[name], after[name]) for name in first), "nothing was learned after"
 

@@ -108,20 +108,23 @@ def test_the_shipped_plans_are_whole_and_each_row_is_a_recipe(name: str, tmp_pat
     plan = yaml.safe_load((EVAL / name).read_text())
     assert {"recipe", "dims", "seeds", "untrained", "tasks", "rows"} <= plan.keys()
     assert {"host", "ours"} <= plan["rows"].keys()
-    recipe = yaml.safe_load((EVAL / plan["recipe"]).read_text())
-    of_the_plan = {"host", "seeds", "fixed", "first", "rotate_after", "trained"}
+    recipes = (EVAL / plan["recipe"]).parent
+    of_the_plan = {"host", "seeds", "fixed", "first", "rotate_after", "trained", "recipe"}
     for row in plan["rows"].values():
+        recipe = yaml.safe_load((recipes / row.get("recipe", Path(plan["recipe"]).name)).read_text())
         own = {key: value for key, value in row.items() if key not in of_the_plan}
         (tmp_path / "row.yaml").write_text(yaml.safe_dump({**recipe, **own}))
         parse_recipe(["--config", str(tmp_path / "row.yaml")])
-        assert "first" not in row or ((EVAL / plan["recipe"]).parent / row["first"]).is_file()
+        assert "first" not in row or (recipes / row["first"]).is_file()
 
 
-def test_the_row_with_service_docs_is_the_recipe_with_service_docs() -> None:
-    plan = yaml.safe_load((EVAL / "ablation.yaml").read_text())
-    row = yaml.safe_load((EVAL / plan["recipe"]).read_text()) | plan["rows"]["ours, rotation with service docs"]
-    recipe = yaml.safe_load(recipe_path("minilm-general-services").read_text())
-    assert {**row, "output_dir": None} == {**recipe, "output_dir": None, "seeds": [13, 14, 15]}
+def test_the_general_recipe_with_service_docs_differs_in_what_its_rotation_reads() -> None:
+    plain, docs = (yaml.safe_load(recipe_path(f"minilm-general{name}").read_text()) for name in ("", "-services"))
+    assert (docs.pop("rotate"), docs.pop("rotate_texts")) == (
+        [*plain.pop("rotate"), "service_docs.parquet"],
+        [*plain.pop("rotate_texts"), 30000],
+    )
+    assert {**docs, "output_dir": None} == {**plain, "output_dir": None}
 
 
 def test_an_unknown_recipe_name_lists_those_there_are() -> None:
