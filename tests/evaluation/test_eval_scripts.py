@@ -173,7 +173,7 @@ def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Pa
     lengths = [SentenceTransformer(str(work / row / "model")).max_seq_length for row in ("ours-13", "host-13")]
     assert lengths == [32, 32], "both score whole texts, not what training read of them"
 
-    assert "learning_rate: 1.0e-06" in (work / "slower-13" / "recipe.yaml").read_text(), "a row's own recipe"
+    assert "1e-06" in (work / "slower-13" / "recipe.yaml").read_text(), "a row's own recipe"
     first, after = (load_file(work / "after-13" / step / "model.safetensors") for step in ("first/model", "model"))
     assert all(torch.equal(first[name], after[name]) for name in first), "nothing was learned after"
 
