@@ -83,7 +83,7 @@ def learn_rotation(
     embeddings: Float[Tensor, "n width"],
     dims: Sequence[int],
     *,
-    pairs: Sequence[Int[Tensor, "pairs 2"]] = (),
+    pairs: Sequence[Int[Tensor, "_ 2"]] = (),
     contrast: float = 1.0,
     like: Sequence[int] = (),
     like_share: float = 0.4,
@@ -193,7 +193,7 @@ def _some_texts(
     return torch.cat([of_near, rest]).unique() if len(near) else rest
 
 
-def _some_pairs(pairs: Sequence[Int[Tensor, "pairs 2"]], count: int, draw: torch.Generator) -> Int[Tensor, "drawn 2"]:
+def _some_pairs(pairs: Sequence[Int[Tensor, "_ 2"]], count: int, draw: torch.Generator) -> Int[Tensor, "drawn 2"]:
     """Pairs of one set, at most ``count``, that have no text in common: it would be a wrong negative."""
     sizes = torch.tensor([float(len(rows)) for rows in pairs])
     chosen = pairs[int(torch.multinomial(sizes.sqrt(), 1, generator=draw))]

@@ -95,7 +95,7 @@ def rotate(
     *,
     dims: Sequence[int] | None = None,
     steps: int = 0,
-    pairs: Sequence[Int[Tensor, "pairs 2"]] = (),
+    pairs: Sequence[Int[Tensor, "_ 2"]] = (),
     contrast: float = 1.0,
     like: Sequence[str] = (),
     batch_size: int = 64,

@@ -62,7 +62,7 @@ def rotation_pairs(
     own: Callable[[int], list[tuple[str, str]]] | None = None,
     seed: int = 13,
     bad_rows: BadRows = "error",
-) -> tuple[list[str], list[Int[Tensor, "pairs 2"]]]:
+) -> tuple[list[str], list[Int[Tensor, "_ 2"]]]:
     """The pairs that a rotation is learned on besides its texts.
 
     Args:
