@@ -58,6 +58,20 @@ ROTATION = (
 STS7 = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 
 
+def require_recipes(config: Path, plan: dict[str, Any]) -> None:
+    """Refuse a plan with a recipe that is not there, before its first row is trained.
+
+    Raises:
+        UserError: If the file of the plan's recipe or of a row's does not exist.
+    """
+    shared = config.parent / plan["recipe"]
+    of_rows = [row or {} for row in plan["rows"].values()]
+    for file in [shared, *(shared.parent / row[key] for row in of_rows for key in ("recipe", "first") if key in row)]:
+        if not file.is_file():
+            meant = did_you_mean(file.name, [other.name for other in sorted(file.parent.glob("*.yaml"))])
+            raise UserError(f"{config} names the recipe {file}, which does not exist{meant}.")
+
+
 def train_host(recipe: Recipe) -> None:
     """The recipe with sentence-transformers' own trainer and ``MatryoshkaLoss``; ours are data and model loading."""
     run.quiet_logging()
@@ -201,6 +215,7 @@ def main(
         for name in row or []:
             if name not in names:
                 raise UserError(f"{config} has no row {name!r}{did_you_mean(name, names)}; use {'; '.join(names)}.")
+        require_recipes(config, plan)
         found: dict[str, list[dict[str, dict[int, float]]]] = {}
         seconds: dict[str, list[float]] = {}
         for name, options in {UNTRAINED: {}, **plan["rows"]}.items():

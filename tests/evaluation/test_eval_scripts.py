@@ -200,6 +200,19 @@ def test_rows_share_what_they_start_from_and_are_scored_alike(ablation_files: Pa
         assert all(torch.equal(alone[name], shared[name]) for name in alone)
 
 
+@pytest.mark.parametrize("key", ["recipe", "first"])
+def test_a_recipe_that_is_not_there_is_told_before_a_row_is_trained(key: str, ablation_files: Path) -> None:
+    plan = json.loads((ablation_files / "plan.yaml").read_text())
+    plan["rows"]["slower"] = {key: "slow.yaml"}
+    (ablation_files / "plan.yaml").write_text(json.dumps(plan))
+    words = [ablation_files / "plan.yaml", "--work", ablation_files / "work", "--dataset-mirror", ablation_files]
+    command = [sys.executable, str(EVAL / "ablation.py"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "slow.yaml, which does not exist; did you mean 'slower.yaml'?" in done.stderr
+    assert not (ablation_files / "work").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
