@@ -19,16 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 
 from matryoshka_st.cli import exit_with_one_sentence
+from matryoshka_st.data.pairs import write_pairs
 from matryoshka_st.data.prose import docstring_prose
 from matryoshka_st.docstrings import parse_source
 from matryoshka_st.errors import UserError
-from matryoshka_st.files import check_parents, write_whole
+from matryoshka_st.files import check_parents
 
 FEWEST_WORDS = 5
 # What code is about, not what the service is about.
@@ -117,10 +116,7 @@ def main(
     if not rows:
         raise UserError("No wheel has a name with a description in prose; give SDKs that document their fields.")
     positives = draw.sample(list(rows), len(rows))
-    table = pa.table({"anchor": [rows[positive] for positive in positives], "positive": positives})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_whole(output, sink.getvalue().to_pybytes())
+    write_pairs(output, [(rows[positive], positive) for positive in positives])
     Console().print(f"{output}: {len(rows):,} pairs", highlight=False, soft_wrap=True)
 
 

