@@ -132,22 +132,21 @@ def limit_length(model: SentenceTransformer, tokens: int) -> None:
     model.max_seq_length = tokens
 
 
-def check_length(tokens: int, positions: int | None) -> None:
+def check_length(tokens: int, positions: int | None, *, name: str = "max_seq_length") -> None:
     """Refuse a ``max_seq_length`` that a model cannot have.
 
     Args:
         tokens: The length that was asked for.
         positions: Those of the model; ``None``: no limit.
+        name: What asked for it.
 
     Raises:
         UserError: If it is less than one, or more than there are positions.
     """
     if tokens < 1:
-        raise UserError(f"max_seq_length is {tokens}; give 1 or more, or leave it out for the model's own limit.")
+        raise UserError(f"{name} is {tokens}; give 1 or more, or leave it out for the model's own limit.")
     if positions is not None and tokens > positions:
-        raise UserError(
-            f"max_seq_length is {tokens}, but the model has {positions} positions; give {positions} or less."
-        )
+        raise UserError(f"{name} is {tokens}, but the model has {positions} positions; give {positions} or less.")
 
 
 def count_positions(model: SentenceTransformer) -> int | None:

@@ -26,7 +26,14 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Tokens kept of each text in training and scoring; default: the model's own limit. The saved "
-            "model keeps the larger of the two."
+            "model keeps the larger of the two, or --saved_max_seq_length."
+        },
+    )
+    saved_max_seq_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that the saved model keeps of each text; at most the model's positions (BERT: 512). For "
+            "documents whose end counts, where the model's own limit would cut it off; they take longer to embed."
         },
     )
     rotate: list[str] | None = field(

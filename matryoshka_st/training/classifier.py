@@ -90,7 +90,7 @@ def prepare(
     """
     if recipe.model.rotate_contrast or recipe.model.rotate_like:
         raise UserError("rotate_contrast and rotate_like are not for texts with labels; leave them out.")
-    model, own_seq_length = load_base_model(recipe)
+    model, saved_seq_length = load_base_model(recipe)
     width = embedding_width(model)
     chosen = MatryoshkaDims.of(
         recipe.head.matryoshka_dims or default_dims(width), recipe.head.matryoshka_weights, width=width
@@ -127,7 +127,7 @@ def prepare(
         keep_prefix(model, recipe.head.fixed)
         declare_dims(model, chosen.dims)
     start = adapt(model, recipe.model)
-    return Prepared(model, own_seq_length, chosen.dims, data.train, evaluator, start), loss, data.names, before
+    return Prepared(model, saved_seq_length, chosen.dims, data.train, evaluator, start), loss, data.names, before
 
 
 def load_data(recipe: ClassifierRecipe) -> Labelled:

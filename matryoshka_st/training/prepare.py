@@ -23,7 +23,7 @@ from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
 from matryoshka_st.export import check_target, declare_dims
 from matryoshka_st.fixed import keep_prefix
 from matryoshka_st.losses import WeightSchedule
-from matryoshka_st.models import embedding_width, limit_length, load_model
+from matryoshka_st.models import check_length, count_positions, embedding_width, limit_length, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
 from matryoshka_st.rotation import Fit, rotate_model, with_examples
 from matryoshka_st.training.arguments import ModelArguments, Recipe, RunRecipe
@@ -46,7 +46,7 @@ class Prepared:
     """A run that is ready to start; ``targets`` and ``batches`` are those of the objective ``neighbours``."""
 
     model: SentenceTransformer
-    own_seq_length: int | None
+    saved_seq_length: int | None
     dims: tuple[int, ...]
     train: Dataset | DatasetDict
     evaluator: MatryoshkaEvaluator
@@ -55,8 +55,8 @@ class Prepared:
     batches: Batches | None = None
 
     def take_whole_texts(self, model: SentenceTransformer) -> None:
-        """Let the model take texts as long as it did by itself, whatever training read of them."""
-        model.max_seq_length = max(filter(None, (model.max_seq_length, self.own_seq_length)), default=None)
+        """Let the model take texts as long as the saved one is to, whatever training read of them."""
+        model.max_seq_length = self.saved_seq_length
 
 
 def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
@@ -72,7 +72,7 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     check_learning(steps, contrast, told=bool(contrast or recipe.model.rotate_like))
     if recipe.matryoshka.objective == "neighbours":
         refuse_unserved(recipe)
-    model, own_seq_length = load_base_model(recipe)
+    model, saved_seq_length = load_base_model(recipe)
     width = embedding_width(model)
     dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims
     declare_dims(model, dims)
@@ -100,11 +100,11 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
         keep_prefix(model, recipe.matryoshka.fixed)
         declare_dims(model, dims)
     start = adapt(model, recipe.model)
-    return Prepared(model, own_seq_length, dims, train, evaluator, start, targets, batches), before
+    return Prepared(model, saved_seq_length, dims, train, evaluator, start, targets, batches), before
 
 
 def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]:
-    """The model that a run starts from, in float32, and the length of text it takes by itself; the seed is set.
+    """The model that a run starts from, in float32, and the length of text that the saved one takes; the seed is set.
 
     Raises:
         UserError: If the model cannot be loaded or is for shorter texts, or the run's own could not be written.
@@ -118,11 +118,14 @@ def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]
         trust_remote_code=recipe.model.trust_remote_code,
         model_kwargs=_model_kwargs(recipe),
     )
-    own_seq_length = model.max_seq_length
+    saved = recipe.model.saved_max_seq_length
+    if saved is not None:
+        check_length(saved, count_positions(model), name="saved_max_seq_length")
+    own = model.max_seq_length
     if recipe.model.max_seq_length is not None:
         limit_length(model, recipe.model.max_seq_length)
     model.model_card_data.generate_widget_examples = recipe.run.card_samples
-    return model, own_seq_length
+    return model, saved or max(filter(None, (model.max_seq_length, own)), default=None)
 
 
 def adapt(model: SentenceTransformer, arguments: ModelArguments) -> dict[str, torch.Tensor]:

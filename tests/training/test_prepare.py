@@ -96,17 +96,20 @@ def test_a_model_stored_in_half_precision_is_trained_in_float32(
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", ["max_seq_length", "saved_max_seq_length"])
 @pytest.mark.parametrize(
     ("length", "sentence"),
     [
-        (65, "max_seq_length is 65, but the model has 64 positions; give 64 or less"),
-        (0, "max_seq_length is 0; give 1 or more, or leave it out"),
-        (-5, "max_seq_length is -5; give 1 or more, or leave it out"),
+        (65, "is 65, but the model has 64 positions; give 64 or less"),
+        (0, "is 0; give 1 or more, or leave it out"),
+        (-5, "is -5; give 1 or more, or leave it out"),
     ],
 )
-def test_a_length_that_the_model_cannot_read_is_refused(flags: list[str], length: int, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        prepare(parse_recipe([*flags, "--max_seq_length", str(length)]))
+def test_a_length_that_the_model_cannot_read_is_refused(
+    flags: list[str], length: int, sentence: str, name: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{name} {sentence}"):
+        prepare(parse_recipe([*flags, f"--{name}", str(length)]))
 
 
 @pytest.mark.parametrize(

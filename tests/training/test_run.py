@@ -232,6 +232,15 @@ def test_the_longer_sequence_limit_is_saved(flags: list[str], tmp_path: Path) ->
     assert SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu").max_seq_length == 32
 
 
+def test_the_saved_model_reads_as_far_into_a_text_as_asked_for(flags: list[str], tmp_path: Path) -> None:
+    run.train(parse_recipe([*flags, "--max_seq_length", "8", "--saved_max_seq_length", "64", "--max_steps", "1"]))
+    model = SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu")
+    assert model.max_seq_length == 64
+    forty_letters = "a " * 40
+    whole, other_end = model.encode([forty_letters + "lake", forty_letters + "river"])
+    assert abs(whole - other_end).max() > 1e-3
+
+
 def drop_positive(path: Path) -> None:
     path.write_text("\n".join(json.dumps({"anchor": row["anchor"]}) for row in rows(96)))
 
