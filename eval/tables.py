@@ -54,6 +54,12 @@ ABLATION = {  # label and folders of each row
     "ours, spread-out": "ablation/spread-*",
     "ours": "ablation/ours-*",
 }
+WHOLE_TEXTS = {
+    "untrained, 256 tokens": "minilm",
+    "untrained, 512 tokens": "whole-texts/untrained",
+    "ours, with service docs, 256 tokens": "ablation/services-*",
+    "ours, with service docs, 512 tokens": "whole-texts/services-*",
+}
 ON_A_GPU = {
     "untrained": "minilm",
     "sentence-transformers": "h100/host-??",
@@ -169,6 +175,11 @@ def ablation() -> str:
 def ablation_elsewhere() -> str:
     """The five further tasks, for the rows that were scored on them."""
     return _over_seeds(ABLATION, ELSEWHERE)
+
+
+def whole_texts() -> str:
+    """Reading 512 tokens of each document instead of 256."""
+    return _over_seeds(WHOLE_TEXTS, ("SciFact",))
 
 
 def loss_on_a_gpu() -> str:
@@ -399,6 +410,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     "ablation-elsewhere": ablation_elsewhere,
     "general-services": general_services,
+    "whole-texts": whole_texts,
     "loss-on-a-gpu": loss_on_a_gpu,
     "on-a-gpu": on_a_gpu,
     "general-on-a-gpu": general_on_a_gpu,

@@ -65,7 +65,7 @@ def test_the_tables_of_the_pages_hold_the_committed_figures() -> None:
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pages = "".join((script.parents[1] / page).read_text() for page in ("README.md", "eval/README.md"))
-    assert pages.count("<!-- table: ") == pages.count("<!-- end of table -->") == 18
+    assert pages.count("<!-- table: ") == pages.count("<!-- end of table -->") == 19
 
 
 def test_fine_tuned_in_domain_64_dims_and_fewer_are_above_ada_002_at_1536() -> None:
@@ -263,6 +263,18 @@ def test_spread_out_changes_next_to_nothing() -> None:
 def test_all_rows_of_the_ablation_were_scored_on_texts_of_the_same_length() -> None:
     metas = [json.loads(path.read_text()) for path in (RESULTS.parent / "ablation").rglob("model_meta.json")]
     assert {meta["max_tokens"] for meta in metas} == {256}
+
+
+def test_reading_512_tokens_helps_the_full_width_and_not_64_dims() -> None:
+    metas = [json.loads(path.read_text()) for path in (RESULTS.parent / "whole-texts").rglob("model_meta.json")]
+    assert {meta["max_tokens"] for meta in metas} == {512}
+    whole, cut_off = (
+        [scores(f"{name}-{seed}") for seed in (13, 14, 15)] for name in ("whole-texts/services", "ablation/services")
+    )
+    untrained = scores("whole-texts/untrained")["SciFact", 384] - scores("minilm")["SciFact", 384]
+    assert 0.85 < untrained < 0.95
+    assert 0.3 < mean(whole, "SciFact", 384) - mean(cut_off, "SciFact", 384) < 0.4
+    assert 0.45 < mean(cut_off, "SciFact", 64) - mean(whole, "SciFact", 64) < 0.6
 
 
 def mean(runs: list[dict[tuple[str, int], float]], task: str, dim: int) -> float:
