@@ -28,6 +28,10 @@ _GENERATED_TAG = "generated_from_trainer"
 _SECTION = re.compile(re.escape(SECTION_START) + r".*?" + re.escape(SECTION_END), re.DOTALL)
 _USAGE_HEADING = re.compile(r"^## Usage\b", re.MULTILINE)
 _BYTES_PER_FLOAT32 = 4
+_ROUTES = """
+
+For retrieval, embed queries with `encode_query` and documents with `encode_document`: both order the dimensions for
+that, and `encode` orders them for all other uses. Never compare what `encode` gave with what the other two gave."""
 
 
 def prepare_card(model: SentenceTransformer) -> None:
@@ -74,6 +78,7 @@ def write_dims_section(
     name: str,
     scores: Mapping[int, float] | None = None,
     metric: str | None = None,
+    routes: bool = False,
 ) -> None:
     """Put the section on dims into the folder's ``README.md``, in place of an earlier one, and tag the card.
 
@@ -83,10 +88,11 @@ def write_dims_section(
         name: The path or hub id that the snippet loads.
         scores: The score at each dim.
         metric: What the scores measure.
+        routes: Queries and documents are embedded otherwise than other texts.
     """
     path = folder / "README.md"
     card = path.read_text(encoding="utf-8") if path.exists() else ""
-    section = dims_section(dims, name=name, scores=scores, metric=metric)
+    section = dims_section(dims, name=name, scores=scores, metric=metric, routes=routes)
     path.write_text(_with_section(card, section), encoding="utf-8")
     metadata = metadata_load(path) or {}
     tags = metadata.get("tags") or []
@@ -95,7 +101,12 @@ def write_dims_section(
 
 
 def dims_section(
-    dims: Sequence[int], *, name: str, scores: Mapping[int, float] | None = None, metric: str | None = None
+    dims: Sequence[int],
+    *,
+    name: str,
+    scores: Mapping[int, float] | None = None,
+    metric: str | None = None,
+    routes: bool = False,
 ) -> str:
     """The section on dims, as Markdown between two markers.
 
@@ -138,7 +149,7 @@ embeddings = model.encode(["A sentence to embed."], normalize_embeddings=True)
 ```
 
 Pass `normalize_embeddings=True`: vectors are cut after the model normalizes them, so a cut one is shorter than 1,
-which dot products notice and cosine similarity does not.
+which dot products notice and cosine similarity does not.{_ROUTES if routes else ""}
 {SECTION_END}"""
 
 

@@ -147,6 +147,14 @@ def rotate(
         list[str] | None,
         typer.Option(help="With --steps: an example of what you will embed; texts near it count more. Repeatable."),
     ] = None,
+    retrieval: Annotated[
+        bool,
+        typer.Option(
+            "--retrieval",
+            help="Rotate what encode_query and encode_document give, and leave encode as it is: few dims then suit "
+            "what you retrieve there, and what you classify or compare here.",
+        ),
+    ] = False,
 ) -> None:
     """Make a model cuttable without training: full width unchanged, prefixes better."""
     from matryoshka_st.basis import check_learning
@@ -155,7 +163,17 @@ def rotate(
 
     check_learning(steps, contrast, told=bool(contrast or like))
     drawn, pairs = rotation_pairs(texts, [max_texts]) if contrast else (rotation_texts(texts, [max_texts]), [])
-    folder = run(model, drawn, output, steps=steps, pairs=pairs, contrast=contrast, like=like or [], progress=True)
+    folder = run(
+        model,
+        drawn,
+        output,
+        steps=steps,
+        pairs=pairs,
+        contrast=contrast,
+        like=like or [],
+        retrieval=retrieval,
+        progress=True,
+    )
     typer.echo(f"Rotated model: {folder}")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from matryoshka_st.card import drop_training_rows, prepare_card, write_dims_section
 from matryoshka_st.errors import UserError
 from matryoshka_st.files import check_parents, whole_folder
+from matryoshka_st.insertion import has_routes
 from matryoshka_st.models import embedding_width
 from matryoshka_st.nesting import MatryoshkaDims
 
@@ -118,7 +119,8 @@ def save_model(
     with whole_folder(target) as partial:
         model.save_pretrained(str(partial), safe_serialization=True)
         name = model.model_card_data.model_id or target.name
-        write_dims_section(partial, declared, name=name, scores=scores, metric=metric)
+        routes = has_routes(model)
+        write_dims_section(partial, declared, name=name, scores=scores, metric=metric, routes=routes)
         if beside is not None:
             beside(partial)
     return Path(folder)

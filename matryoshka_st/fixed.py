@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from sentence_transformers.sentence_transformer.modules import Dense
 
+from matryoshka_st.insertion import insert_rotation
 from matryoshka_st.models import embedding_width
 from matryoshka_st.nesting import MatryoshkaDims
-from matryoshka_st.rotation import insert_rotation
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

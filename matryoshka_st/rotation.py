@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float, Int
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 
 from matryoshka_st.basis import fit_rotation, learn_rotation
-from matryoshka_st.card import renew_card
 from matryoshka_st.errors import UserError
-from matryoshka_st.export import check_target, declare_dims, save_model
+from matryoshka_st.export import check_target, declare_dims, declared_dims, save_model
+from matryoshka_st.insertion import insert_retrieval_rotation, insert_rotation, require_one_way
 from matryoshka_st.models import embedding_width, load_model
 from matryoshka_st.nesting import default_dims
 
@@ -37,6 +36,7 @@ def rotate_model(
     texts: Sequence[str],
     *,
     fit: Fit = fit_rotation,
+    retrieval: bool = False,
     batch_size: int = 64,
     progress: bool = False,
 ) -> SentenceTransformer:
@@ -44,11 +44,13 @@ def rotate_model(
 
     It becomes a ``Dense`` module (no bias, no activation) before a final ``Normalize``, or at the end of a model
     without one. A linear ``Dense`` that already stands there, such as an earlier rotation, takes it up instead.
+    For retrieval it goes behind all that, into a ``Router`` (:mod:`matryoshka_st.insertion`).
 
     Args:
         model: A model at its full width. Its default prompt applies, as in ``encode``.
         texts: Texts like the ones to be embedded later; repeated ones count once. A few thousand are enough.
         fit: :func:`fit_rotation`, or :func:`~matryoshka_st.basis.learn_rotation` with its dims.
+        retrieval: For ``encode_query`` and ``encode_document`` alone, which then give other prefixes than ``encode``.
         batch_size: Texts encoded at a time.
         progress: Show a progress bar while encoding.
 
@@ -57,35 +59,20 @@ def rotate_model(
         better.
 
     Raises:
-        UserError: If there are no texts, the model is truncated, or its embeddings are not finite.
+        UserError: If there are no texts, the model is truncated, its embeddings are not finite, or a model to be
+            rotated for retrieval has a ``Router`` already.
     """
     distinct = _distinct(texts)
+    if retrieval:
+        require_one_way(model)
     if model.truncate_dim is not None:
         raise UserError(
             f"The model is cut to truncate_dim={model.truncate_dim}; load it without truncate_dim to rotate it."
         )
     embeddings = model.encode(distinct, batch_size=batch_size, show_progress_bar=progress, convert_to_tensor=True)
-    insert_rotation(model, fit(embeddings))
+    insert = insert_retrieval_rotation if retrieval else insert_rotation
+    insert(model, fit(embeddings))
     return model
-
-
-def insert_rotation(model: SentenceTransformer, rotation: Float[Tensor, "width kept"]) -> None:
-    """Build a rotation, or its first columns, into the model, in place.
-
-    Embeddings ``x`` become ``x @ rotation``, and the model gets a new card.
-    """
-    *_, (last_name, last) = model.named_children()
-    trailing = last if isinstance(last, Normalize) else None
-    if trailing is not None:
-        delattr(model, last_name)
-    before = model[-1]
-    if isinstance(before, Dense) and _is_linear(before):
-        _apply_after(before, rotation)
-    else:
-        model.append(_dense(rotation).to(device=model.device, dtype=model.dtype))
-    if trailing is not None:
-        model.append(trailing)
-    renew_card(model)
 
 
 def rotate(
@@ -98,6 +85,7 @@ def rotate(
     pairs: Sequence[Int[Tensor, "_ 2"]] = (),
     contrast: float = 1.0,
     like: Sequence[str] = (),
+    retrieval: bool = False,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Path:
@@ -107,11 +95,12 @@ def rotate(
         model_name: A hub id, a local folder, or ``bundled``.
         texts: Texts to fit the rotation on.
         output: The folder to write; a model that is already there is replaced once the new one is complete.
-        dims: The dims to declare; default: the usual ladder for the model's width.
+        dims: The dims to declare; default: those that the model declares, or the usual ladder for its width.
         steps: Steps to learn the rotation for these dims; 0: singular vectors alone.
         pairs: Which of the texts, all distinct, belong together (:func:`~matryoshka_st.basis.learn_rotation`).
         contrast: Their weight.
         like: Examples of what will be embedded: texts near them count more (likewise).
+        retrieval: For queries and documents alone.
         batch_size: Texts encoded at a time.
         progress: Show a progress bar while encoding.
 
@@ -123,10 +112,10 @@ def rotate(
     """
     check_target(output)
     model = load_model(model_name)
-    declared = declare_dims(model, dims or default_dims(embedding_width(model)))
+    declared = declare_dims(model, dims or declared_dims(model) or default_dims(embedding_width(model)))
     known, examples = with_examples(texts, like)
     fit = partial(learn_rotation, dims=declared, steps=steps, pairs=pairs, contrast=contrast, like=examples)
-    rotated = rotate_model(model, known, fit=fit, batch_size=batch_size, progress=progress)
+    rotated = rotate_model(model, known, fit=fit, retrieval=retrieval, batch_size=batch_size, progress=progress)
     return save_model(rotated, output, dims=declared)
 
 
@@ -145,24 +134,3 @@ def _distinct(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str) or not texts:
         raise UserError(f"texts is {texts!r}; give a list of texts, at least as many as the model's width.")
     return list(dict.fromkeys(texts))
-
-
-def _is_linear(dense: Dense) -> bool:
-    return (
-        not dense.bias
-        and not dense.use_residual
-        and isinstance(dense.activation_function, nn.Identity)
-        and dense.module_output_name == "sentence_embedding"
-    )
-
-
-def _apply_after(dense: Dense, rotation: Float[Tensor, "width kept"]) -> None:
-    weight = dense.linear.weight
-    rotated = (rotation.T.double() @ weight.detach().double()).to(weight.dtype)
-    dense.linear.weight = nn.Parameter(rotated, requires_grad=weight.requires_grad)
-    dense.out_features = dense.linear.out_features = len(rotated)
-
-
-def _dense(rotation: Float[Tensor, "width kept"]) -> Dense:
-    width, kept = rotation.shape
-    return Dense(width, kept, bias=False, activation_function=nn.Identity(), init_weight=rotation.T.contiguous())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ SENTENCES = (
 )
 NORM_TOLERANCE = 1e-4
 PREFIX_TOLERANCE = 1e-5
+_ROUTERS = "*/router_config.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 
 
@@ -87,7 +88,9 @@ def _check_modules(folder: Path) -> Check:
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         types = [str(module["type"]) for module in modules]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        routed = [json.loads(path.read_text(encoding="utf-8"))["types"] for path in folder.glob(_ROUTERS)]
+        inner = [str(name) for types_by_place in routed for name in types_by_place.values()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{folder} is no sentence-transformers model (modules.json: {error}); give the folder of a saved model."
         ) from error
@@ -95,7 +98,7 @@ def _check_modules(folder: Path) -> Check:
         raise UserError(
             f"{folder} is no sentence-transformers model (modules.json names no module); give another folder."
         )
-    foreign = [name for name in types if not name.startswith("sentence_transformers.")]
+    foreign = [name for name in (*types, *inner) if not name.startswith("sentence_transformers.")]
     problem = f"{foreign[0]} is no module of sentence-transformers" if foreign else None
     return _check("modules", problem, " > ".join(name.rpartition(".")[-1] for name in types))
 
@@ -157,7 +160,7 @@ def _check_loaded(folder: Path, config: dict[str, Any]) -> list[Check]:
         return [Check("loads", False, f"plain sentence-transformers cannot load it: {type(error).__name__}: {reason}")]
     model.truncate_dim = None
     width = embedding_width(model)
-    full = model.encode(list(SENTENCES))
+    full = _embed(model)
     checks = [
         Check("loads", True, f"plain sentence-transformers, width {width}"),
         _check("declared dims", _dims_problem(config, width), f"{config.get(DIMS_KEY)}"),
@@ -182,20 +185,25 @@ def _dims_problem(config: dict[str, Any], width: int) -> str | None:
     return None
 
 
-def _check_dim(folder: Path, dim: int, full: np.ndarray) -> Check:
+def _check_dim(folder: Path, dim: int, full: Mapping[str, np.ndarray]) -> Check:
     model = _load(folder, truncate_dim=dim)
-    prefix = model.encode(list(SENTENCES))
-    unit = model.encode(list(SENTENCES), normalize_embeddings=True)
+    unit = _embed(model, normalize_embeddings=True)
     name = f"dim {dim}"
-    if prefix.shape != (len(SENTENCES), dim):
-        return Check(name, False, f"truncate_dim={dim} gives {prefix.shape[-1]} values")
-    apart = float(np.abs(prefix - full[:, :dim]).max())
-    if not apart <= PREFIX_TOLERANCE:
-        return Check(name, False, f"its vectors are not the prefix of the full ones (apart by {apart:.1e})")
-    norms = np.linalg.norm(unit, axis=-1)
-    if not np.abs(norms - 1).max() <= NORM_TOLERANCE:
-        return Check(name, False, f"normalized vectors have norms {norms.min():.4f} to {norms.max():.4f}")
+    for way, prefix in _embed(model).items():
+        if prefix.shape != (len(SENTENCES), dim):
+            return Check(name, False, f"truncate_dim={dim} gives {prefix.shape[-1]} values ({way})")
+        apart = float(np.abs(prefix - full[way][:, :dim]).max())
+        if not apart <= PREFIX_TOLERANCE:
+            return Check(name, False, f"its vectors are not the prefix of the full ones (apart by {apart:.1e}, {way})")
+        norms = np.linalg.norm(unit[way], axis=-1)
+        if not np.abs(norms - 1).max() <= NORM_TOLERANCE:
+            return Check(name, False, f"normalized vectors have norms {norms.min():.4f} to {norms.max():.4f} ({way})")
     return Check(name, True, "prefix of the full vectors, unit norm when normalized")
+
+
+def _embed(model: SentenceTransformer, **kwargs: Any) -> dict[str, np.ndarray]:
+    ways = (model.encode, model.encode_query, model.encode_document)
+    return {way.__name__: way(list(SENTENCES), **kwargs) for way in ways}
 
 
 def _load(folder: Path, truncate_dim: int | None = None) -> SentenceTransformer:

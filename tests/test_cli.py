@@ -143,6 +143,24 @@ def test_rotate_takes_pairs_for_a_contrast_and_examples(run: Run, tiny_model_pat
     assert "contrast" in errors
 
 
+def test_rotate_for_retrieval_keeps_the_dims_that_the_model_declares(
+    run: Run, tiny_model: SentenceTransformer, tmp_path: Path
+) -> None:
+    folder, texts = save_model(tiny_model, tmp_path / "model", dims=[5, 16]), tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"text number {i} of many" for i in range(44)))
+    words = ("rotate", folder, "--texts", texts, "--retrieval", "--output")
+    code, _, _ = run(*words, tmp_path / "rotated")
+    assert code == 0
+    assert declared_dims(tmp_path / "rotated") == (5, 16, 32)
+    code, text, _ = run("verify", tmp_path / "rotated")
+    assert code == 0
+    assert "Transformer > Pooling > Router" in text
+    code, _, errors = run("rotate", tmp_path / "rotated", *words[2:], tmp_path / "again")
+    assert code == 2
+    assert "The model has a Router" in errors
+    assert not (tmp_path / "again").exists()
+
+
 def test_verify_fails_on_a_poisoned_model(run: Run, tiny_model: SentenceTransformer, tmp_path: Path) -> None:
     folder = save_model(tiny_model, tmp_path / "model", dims=[8, 32])
     config = folder / "config_sentence_transformers.json"

@@ -11,8 +11,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from matryoshka_st.errors import UserError
 from matryoshka_st.fixed import keep_prefix
+from matryoshka_st.insertion import insert_rotation
 from matryoshka_st.nesting import truncate_normalize
-from matryoshka_st.rotation import insert_rotation
 
 TEXTS = ["red fish", "an old house", "the green sea"]
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from matryoshka_st.basis import fit_rotation
 from matryoshka_st.errors import UserError
 from matryoshka_st.export import declared_dims
+from matryoshka_st.insertion import insert_rotation
 from matryoshka_st.nesting import truncate_normalize
-from matryoshka_st.rotation import insert_rotation, rotate, rotate_model
+from matryoshka_st.rotation import rotate, rotate_model
 
 TEXTS = [f"text {number} on topic {number * 7919 % 1013}" for number in range(64)]
 PROBES = ["a cat", "the capital of france", "x", "text 3 on topic 456"]

@@ -52,6 +52,23 @@ def test_a_saved_model_passes(good_path: Path) -> None:
     assert Check("modules", True, "Transformer > Pooling > Dense > Normalize") in report.checks
 
 
+def test_a_model_with_a_rotation_for_retrieval_passes_and_its_inner_modules_are_looked_at(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = SentenceTransformer(str(folder), device="cpu")
+    rotate_model(model, [f"text {n}" for n in range(40)], retrieval=True)
+    routed = save_model(model, tmp_path / "routed", dims=[8, 16])
+    report = verify_model(routed)
+    assert report.ok
+    assert Check("modules", True, "Transformer > Pooling > Dense > Router") in report.checks
+
+    def of_mine(config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, "types": dict.fromkeys(config["types"], "my_modules.Turn")}
+
+    edit(next(routed.glob("*/router_config.json")), of_mine)
+    assert failed(routed)["modules"] == "my_modules.Turn is no module of sentence-transformers"
+
+
 def test_a_saved_truncate_dim_is_found(folder: Path) -> None:
     edit(folder / "config_sentence_transformers.json", lambda config: {**config, "truncate_dim": 16})
     assert failed(folder) == {"truncate_dim": "config_sentence_transformers.json cuts every load to 16"}

@@ -70,6 +70,20 @@ class ModelArguments:
             "often: a dozen sentences of your own per kind of text, where you have no texts of that kind to name."
         },
     )
+    rotate_retrieval: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "After training, give queries and documents (encode_query, encode_document) a rotation of their "
+            "own, fitted on these texts as --rotate's: what few dims hold then suits what is retrieved, whatever "
+            "other texts (encode) need. 'train', or any --train_data sources."
+        },
+    )
+    rotate_retrieval_texts: list[int] = field(
+        default_factory=lambda: [5000],
+        metadata={
+            "help": "With --rotate_retrieval: at most this many texts of each source, one number for all or one each."
+        },
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={

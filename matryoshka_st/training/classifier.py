@@ -88,8 +88,10 @@ def prepare(
     Raises:
         UserError: If model, data and recipe do not fit.
     """
-    if recipe.model.rotate_contrast or recipe.model.rotate_like:
-        raise UserError("rotate_contrast and rotate_like are not for texts with labels; leave them out.")
+    if recipe.model.rotate_contrast or recipe.model.rotate_like or recipe.model.rotate_retrieval:
+        raise UserError(
+            "rotate_contrast, rotate_like and rotate_retrieval are not for texts with labels; leave them out."
+        )
     model, saved_seq_length = load_base_model(recipe)
     width = embedding_width(model)
     chosen = MatryoshkaDims.of(

@@ -34,6 +34,7 @@ def rotation_texts(
     own: Callable[[int], list[str]] | None = None,
     seed: int = 13,
     bad_rows: BadRows = "error",
+    name: str = "rotate",
 ) -> list[str]:
     """The texts that a rotation is fitted on.
 
@@ -43,11 +44,12 @@ def rotation_texts(
         own: Draws so many training texts, which the source ``train`` then stands for.
         seed: Draws those of the other sources.
         bad_rows: What to do about their bad rows.
+        name: The setting that named the sources.
 
     Raises:
         UserError: If a source cannot be read, or the counts do not fit the sources.
     """
-    counts = one_each("rotate_texts", counts, len(sources), "sources of --rotate")
+    counts = _counts(name, counts, sources)
     drawn = (
         own(count) if own and source == "train" else load_texts(source, count, seed, bad_rows)
         for source, count in zip(sources, counts, strict=True)
@@ -62,6 +64,7 @@ def rotation_pairs(
     own: Callable[[int], list[tuple[str, str]]] | None = None,
     seed: int = 13,
     bad_rows: BadRows = "error",
+    name: str = "rotate",
 ) -> tuple[list[str], list[Int[Tensor, "_ 2"]]]:
     """The pairs that a rotation is learned on besides its texts.
 
@@ -71,6 +74,7 @@ def rotation_pairs(
         own: Draws so many training pairs, which the source ``train`` then stands for.
         seed: Draws those of the other sources.
         bad_rows: What to do about their bad rows.
+        name: The setting that named the sources.
 
     Returns:
         The distinct texts, and for each source the positions of its anchors and positives among them.
@@ -78,7 +82,7 @@ def rotation_pairs(
     Raises:
         UserError: If a source cannot be read or has no pairs, or the counts do not fit the sources.
     """
-    halves = [max(1, count // 2) for count in one_each("rotate_texts", counts, len(sources), "sources of --rotate")]
+    halves = [max(1, count // 2) for count in _counts(name, counts, sources)]
     for source in sources:
         if Path(source).suffix == ".txt":
             raise UserError(f"{source} holds texts, and a contrast needs pairs; name pairs, or ask for no contrast.")
@@ -89,3 +93,7 @@ def rotation_pairs(
     texts = list(dict.fromkeys(text for pairs in sets for pair in pairs for text in pair))
     place = {text: number for number, text in enumerate(texts)}
     return texts, [torch.tensor([[place[text] for text in pair] for pair in pairs]) for pairs in sets]
+
+
+def _counts(name: str, counts: Sequence[int], sources: Sequence[str]) -> Sequence[int]:
+    return one_each(f"{name}_texts", counts, len(sources), f"sources of --{name}")

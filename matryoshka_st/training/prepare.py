@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -22,6 +23,7 @@ from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
 from matryoshka_st.export import check_target, declare_dims
 from matryoshka_st.fixed import keep_prefix
+from matryoshka_st.insertion import require_one_way
 from matryoshka_st.losses import WeightSchedule
 from matryoshka_st.models import check_length, count_positions, embedding_width, limit_length, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
@@ -40,10 +42,15 @@ logger = logging.getLogger(__name__)
 
 _DRY_ROWS = 3
 
+Finish = Callable[[SentenceTransformer], SentenceTransformer]
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to start; ``targets`` and ``batches`` are those of the objective ``neighbours``."""
+    """A run that is ready to start.
+
+    ``targets`` and ``batches`` are those of the objective ``neighbours``; ``finish`` is done to the trained model.
+    """
 
     model: SentenceTransformer
     saved_seq_length: int | None
@@ -53,6 +60,7 @@ class Prepared:
     start: dict[str, torch.Tensor]
     targets: torch.Tensor | None = None
     batches: Batches | None = None
+    finish: Finish | None = None
 
     def take_whole_texts(self, model: SentenceTransformer) -> None:
         """Let the model take texts as long as the saved one is to, whatever training read of them."""
@@ -76,15 +84,18 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
     width = embedding_width(model)
     dims = MatryoshkaDims.of(recipe.matryoshka.matryoshka_dims or default_dims(width), width=width).dims
     declare_dims(model, dims)
+    if recipe.model.rotate_retrieval:
+        require_one_way(model)
     train = load_train_data(recipe)
     train, evaluator = build_evaluator(recipe, train, dims)
     neighbours = recipe.matryoshka.objective == "neighbours"
     if not neighbours:
         smallest = min(train.values(), key=len) if isinstance(train, DatasetDict) else train
         require_batch(smallest, recipe.trainer.per_device_train_batch_size)
+    finish = _rotate_retrieval(recipe, train, dims)
     before = score(model, evaluator)
     if recipe.model.rotate:
-        texts, fit = _rotation(recipe, train, dims)
+        texts, fit = _rotation(recipe, train, dims, "rotate")
         rotate_model(model, texts, fit=fit, progress=not recipe.trainer.disable_tqdm)
     targets, batches = None, None
     if neighbours:
@@ -100,7 +111,7 @@ def prepare(recipe: Recipe) -> tuple[Prepared, dict[int, float]]:
         keep_prefix(model, recipe.matryoshka.fixed)
         declare_dims(model, dims)
     start = adapt(model, recipe.model)
-    return Prepared(model, saved_seq_length, dims, train, evaluator, start, targets, batches), before
+    return Prepared(model, saved_seq_length, dims, train, evaluator, start, targets, batches, finish), before
 
 
 def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]:
@@ -233,20 +244,27 @@ def recipe_texts(recipe: Recipe, train: Dataset | DatasetDict) -> list[str]:
     return rotation_texts(sources, counts, own=own, seed=seed, bad_rows=recipe.data.bad_rows)
 
 
-def _rotation(recipe: Recipe, train: Dataset | DatasetDict, dims: tuple[int, ...]) -> tuple[list[str], Fit]:
+def _rotate_retrieval(recipe: Recipe, train: Dataset | DatasetDict, dims: tuple[int, ...]) -> Finish | None:
+    """What gives a trained model the rotation of its own for queries and documents, if the recipe asks for one."""
+    if not recipe.model.rotate_retrieval:
+        return None
+    texts, fit = _rotation(recipe, train, dims, "rotate_retrieval")
+    return partial(rotate_model, texts=texts, fit=fit, retrieval=True, progress=not recipe.trainer.disable_tqdm)
+
+
+def _rotation(
+    recipe: Recipe, train: Dataset | DatasetDict, dims: tuple[int, ...], name: Literal["rotate", "rotate_retrieval"]
+) -> tuple[list[str], Fit]:
     chosen, seed = recipe.model, recipe.trainer.seed
+    sources, counts = getattr(chosen, name), getattr(chosen, f"{name}_texts")
     pairs: list[torch.Tensor] = []
     if chosen.rotate_contrast:
-        texts, pairs = rotation_pairs(
-            chosen.rotate or [],
-            chosen.rotate_texts,
-            own=partial(sample_pairs, train, seed=seed),
-            seed=seed,
-            bad_rows=recipe.data.bad_rows,
-        )
+        own = partial(sample_pairs, train, seed=seed)
+        texts, pairs = rotation_pairs(sources, counts, own=own, seed=seed, bad_rows=recipe.data.bad_rows, name=name)
     else:
-        texts = recipe_texts(recipe, train)
-    texts, like = with_examples(texts, chosen.rotate_like or [])
+        some = partial(sample_texts, train, seed=seed)
+        texts = rotation_texts(sources, counts, own=some, seed=seed, bad_rows=recipe.data.bad_rows, name=name)
+    texts, like = with_examples(texts, (chosen.rotate_like or []) if name == "rotate" else [])
     return texts, partial(basis(recipe, dims), pairs=pairs, contrast=chosen.rotate_contrast, like=like)
 
 

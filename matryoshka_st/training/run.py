@@ -117,6 +117,8 @@ def carry_out(
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trained = _saved_by(trainer, recipe)
     average_with(trained, prepared.start, recipe.model.start_share)
+    if prepared.finish is not None:
+        prepared.finish(trained)
     after = score(trained, prepared.evaluator)
     prepared.take_whole_texts(trained)
     scores = Scores(prepared.evaluator.label, before, after)

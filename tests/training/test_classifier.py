@@ -119,10 +119,12 @@ def test_the_heads_start_at_the_nearest_class_mean(flags: list[str], tiny_model_
 
 
 @pytest.mark.parametrize(
-    "extra", [["--rotate_contrast", "1"], ["--rotate_like", "a text"]], ids=lambda flags: flags[0]
+    "extra",
+    [["--rotate_contrast", "1"], ["--rotate_like", "a text"], ["--rotate_retrieval", "train"]],
+    ids=lambda flags: flags[0],
 )
 def test_a_rotation_by_pairs_or_examples_is_refused(flags: list[str], extra: list[str]) -> None:
-    with pytest.raises(UserError, match="rotate_contrast and rotate_like are not for texts with labels"):
+    with pytest.raises(UserError, match="rotate_contrast, rotate_like and rotate_retrieval are not for texts"):
         classifier.prepare(parse_classifier([*flags, "--rotate", "train", *extra]))
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -77,6 +78,25 @@ def test_the_untouched_model_is_scored_first(flags: list[str], tiny_model_path: 
     assert before != prepared.evaluator.scores(prepared.model)
 
 
+def test_a_rotation_for_retrieval_changes_queries_and_documents_alone(flags: list[str], tmp_path: Path) -> None:
+    texts = [f"text {number} on topic {number * 7919 % 1013}" for number in range(8)]
+    learned = ["--rotate", "train", "--rotate_steps", "5"]
+    run.train(parse_recipe([*flags, *learned]))
+    plain = SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu")
+    run.train(parse_recipe([*flags, *learned, "--rotate_retrieval", "train", "--resume", "never"]))
+    routed = SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu")
+    assert np.array_equal(routed.encode(texts), plain.encode(texts))
+    apart, full = routed.encode_query(texts), plain.encode(texts)
+    assert not np.allclose(apart, full, atol=1e-3)
+    assert np.allclose(apart @ routed.encode_document(texts).T, full @ full.T, atol=1e-5)
+    with pytest.raises(UserError, match="The model has a Router"):
+        base = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--output_dir", str(tmp_path / "next")]
+        run.prepare(parse_recipe([*flags, *base, "--rotate_retrieval", "train"]))
+    with pytest.raises(UserError, match="rotate_retrieval_texts has 2 numbers for 1 sources of --rotate_retrieval"):
+        many = ["--rotate_retrieval", "train", "--rotate_retrieval_texts", "8", "9", "--resume", "never"]
+        run.prepare(parse_recipe([*flags, *many]))
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -85,8 +105,9 @@ def test_the_untouched_model_is_scored_first(flags: list[str], tiny_model_path: 
         ["--lora", "--lora_dropout", "0.2"],
         ["--n_dims_per_step", "2", "--matryoshka_weights_end", "0", "1", "2", "--mini_batch_size", "3"],
         ["--objective", "neighbours", "--group_size", "2", "--group_among", "4"],
+        ["--rotate_retrieval", "train", "--rotate_steps", "5", "--rotate_contrast", "1"],
     ],
-    ids=["plain", "rotated", "lora", "drawn dims, moving weights, cached", "neighbours"],
+    ids=["plain", "rotated", "lora", "drawn dims, moving weights, cached", "neighbours", "rotated for retrieval"],
 )
 def test_killed_and_resumed_ends_with_the_same_weights(
     flags: list[str], tmp_path: Path, extra: list[str], monkeypatch: pytest.MonkeyPatch
