@@ -16,6 +16,7 @@ from matryoshka_st.evaluation.grid import Grid
 from matryoshka_st.evaluation.precision import check_precision
 from matryoshka_st.evaluation.prefix_view import CALIBRATION_ROWS, Cut, PrefixView
 from matryoshka_st.evaluation.steps import Step, baseline, named_step
+from matryoshka_st.insertion import has_routes
 from matryoshka_st.training.held_out import load_texts
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def make_views(
     precisions = [check_precision(precision) for precision in dict.fromkeys(grid.precisions)]
     if not precisions:
         raise UserError("No precision was given; give one or more, for example float32.")
+    if grid.texts and has_routes(model):
+        raise UserError(
+            "This model embeds queries and documents otherwise than other texts (a Router), so nothing fitted on "
+            "--texts suits both; leave out --texts and --baselines."
+        )
     before = named_step(grid.before_cut) if grid.before_cut else None
     calibration = _encode_texts(model, grid.texts, batch_size) if grid.texts else None
     cuts = [Cut(dim, precision, grid.normalized, before) for precision in precisions for dim in dims]

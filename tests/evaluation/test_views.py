@@ -22,6 +22,8 @@ from matryoshka_st.evaluation.grid import Grid
 from matryoshka_st.evaluation.harness import evaluate_dims
 from matryoshka_st.evaluation.prefix_view import Cut, PrefixView
 from matryoshka_st.evaluation.runs import read_runs
+from matryoshka_st.export import save_model
+from matryoshka_st.insertion import insert_retrieval_rotation
 
 MakeTask = Callable[[str], AbsTask]
 KINDS = [
@@ -43,6 +45,42 @@ pytestmark = pytest.mark.filterwarnings("ignore:::(mteb|sklearn|scipy)")
 def score_of(view: PrefixView, task: AbsTask) -> float:
     results = mteb.evaluate(view, task, cache=None, co2_tracker=False, show_progress_bar=False)
     return float(results.task_results[0].get_score())
+
+
+@pytest.fixture
+def routed(tiny_model: SentenceTransformer) -> SentenceTransformer:
+    """The tiny model with a rotation for queries and documents alone."""
+    insert_retrieval_rotation(tiny_model, torch.linalg.qr(torch.randn(32, 32)).Q)
+    return tiny_model
+
+
+@pytest.mark.parametrize("kind", ["STS", "Classification", "Reranking", "Retrieval"])
+def test_a_rotation_for_retrieval_takes_part_where_mteb_has_queries_and_documents(
+    kind: str, routed: SentenceTransformer, tiny_model_path: Path, small_task: MakeTask, tmp_path: Path
+) -> None:
+    folder = str(save_model(routed, tmp_path / "routed", dims=[8]))
+
+    def scores(model: str) -> tuple[float, float]:
+        bank = Bank(SentenceTransformer(model, device="cpu"))
+        native = SentenceTransformerEncoderWrapper(model, device="cpu", embed_dim=5)
+        kwargs = {"batch_size": 32, "show_progress_bar": False}
+        results = mteb.evaluate(native, small_task(kind), cache=None, encode_kwargs=kwargs, co2_tracker=False)
+        view = PrefixView(bank, Cut(5, normalized=False), name="local/tiny", revision="abc")
+        return score_of(view, small_task(kind)), float(results.task_results[0].get_score())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (ours, theirs), (plain, _) = scores(folder), scores(str(tiny_model_path))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert (ours != plain) == (kind in ("Reranking", "Retrieval"))
+
+
+def test_nothing_is_fitted_on_texts_for_a_model_with_two_ways(
+    routed: SentenceTransformer, small_task: MakeTask
+) -> None:
+    grid = Grid(baselines=["pca"], texts="texts.txt")
+    with pytest.raises(UserError, match="embeds queries and documents otherwise than other texts"):
+        evaluate_dims(routed, [small_task("STS")], [8], grid=grid)
 
 
 @pytest.mark.parametrize("kind", KINDS)
