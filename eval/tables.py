@@ -47,6 +47,7 @@ ABLATION = {  # label and folders of each row
     "ours, rotation without pairs": "ablation/neighbours-*",
     "ours, rotation with examples": "ablation/examples-*",
     "ours, rotation with service docs": "ablation/services-*",
+    "ours, service docs and a rotation for retrieval": "ablation/routed-*",
     "ours, longer rotation": "ablation/longer-*",
     "ours, no teacher": "ablation/untaught-*",
     "ours, nothing kept of the start": "ablation/unshared-*",
@@ -149,6 +150,11 @@ def general() -> str:
 def general_services() -> str:
     """What service docs in the rotation changed on each task."""
     return _gains("ablation/services-13", "with service docs (beside the recipe without)", beside="ablation/ours-13")
+
+
+def general_routes() -> str:
+    """What a rotation for queries and documents alone changed on each task."""
+    return _gains("ablation/routed-13", "with both (beside service docs alone)", beside="ablation/services-13")
 
 
 def own_texts() -> str:
@@ -410,6 +416,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     "ablation-elsewhere": ablation_elsewhere,
     "general-services": general_services,
+    "general-routes": general_routes,
     "whole-texts": whole_texts,
     "loss-on-a-gpu": loss_on_a_gpu,
     "on-a-gpu": on_a_gpu,

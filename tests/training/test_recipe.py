@@ -127,10 +127,18 @@ def test_the_general_recipe_with_service_docs_differs_in_what_its_rotation_reads
     assert {**docs, "output_dir": None} == {**plain, "output_dir": None}
 
 
+def test_the_general_recipe_with_routes_adds_a_rotation_for_retrieval() -> None:
+    names = ("minilm-general-services", "minilm-general-routes")
+    docs, routes = (yaml.safe_load(recipe_path(name).read_text()) for name in names)
+    sources, texts = routes.pop("rotate_retrieval"), routes.pop("rotate_retrieval_texts")
+    assert len(sources) == len(texts) and "pubmed.parquet" in sources and "service_docs.parquet" not in sources
+    assert {**routes, "output_dir": None} == {**docs, "output_dir": None}
+
+
 def test_an_unknown_recipe_name_lists_those_there_are() -> None:
     names = (
-        "bert-base-all-nli, minilm-general, minilm-general-few-dims-gpu, minilm-general-gpu, minilm-general-services, "
-        "minilm-in-domain, minilm-neighbours-gpu, minilm-pairs, minilm-sts, "
+        "bert-base-all-nli, minilm-general, minilm-general-few-dims-gpu, minilm-general-gpu, minilm-general-routes, "
+        "minilm-general-services, minilm-in-domain, minilm-neighbours-gpu, minilm-pairs, minilm-sts, "
     )
     with pytest.raises(UserError, match=f"no recipe 'slow'; use one of {names}minilm-sts-few-dims, quickstart"):
         recipe_path("slow")
