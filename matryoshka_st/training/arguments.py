@@ -75,7 +75,8 @@ class ModelArguments:
         metadata={
             "help": "After training, give queries and documents (encode_query, encode_document) a rotation of their "
             "own, fitted on these texts as --rotate's: what few dims hold then suits what is retrieved, whatever "
-            "other texts (encode) need. 'train', or any --train_data sources."
+            "other texts (encode) need. --rotate_steps and --rotate_contrast hold for it too. 'train', or any "
+            "--train_data sources."
         },
     )
     rotate_retrieval_texts: list[int] = field(
