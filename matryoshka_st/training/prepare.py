@@ -23,7 +23,7 @@ from matryoshka_st.errors import UserError
 from matryoshka_st.evaluation.evaluator import MatryoshkaEvaluator
 from matryoshka_st.export import check_target, declare_dims
 from matryoshka_st.fixed import keep_prefix
-from matryoshka_st.insertion import require_one_way
+from matryoshka_st.insertion import has_routes, require_one_way
 from matryoshka_st.losses import WeightSchedule
 from matryoshka_st.models import check_length, count_positions, embedding_width, limit_length, load_model
 from matryoshka_st.nesting import MatryoshkaDims, default_dims
@@ -118,7 +118,8 @@ def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]
     """The model that a run starts from, in float32, and the length of text that the saved one takes; the seed is set.
 
     Raises:
-        UserError: If the model cannot be loaded or is for shorter texts, or the run's own could not be written.
+        UserError: If the model cannot be loaded, is for shorter texts or has a Router that nothing is said about, or
+            the run's own could not be written.
     """
     check_target(recipe.folder / "model")
     set_seed(recipe.trainer.seed)
@@ -129,6 +130,12 @@ def load_base_model(recipe: RunRecipe) -> tuple[SentenceTransformer, int | None]
         trust_remote_code=recipe.model.trust_remote_code,
         model_kwargs=_model_kwargs(recipe),
     )
+    if has_routes(model) and not recipe.trainer.router_mapping:
+        raise UserError(
+            f"The model {recipe.model.model_name_or_path!r} has a Router, and nothing says which way the training "
+            'texts take through it; give --router_mapping, such as \'{"anchor": "query", "positive": "document"}\', '
+            "or train the model that it was made from."
+        )
     saved = recipe.model.saved_max_seq_length
     if saved is not None:
         check_length(saved, count_positions(model), name="saved_max_seq_length")

@@ -89,9 +89,16 @@ def test_a_rotation_for_retrieval_changes_queries_and_documents_alone(flags: lis
     apart, full = routed.encode_query(texts), plain.encode(texts)
     assert not np.allclose(apart, full, atol=1e-3)
     assert np.allclose(apart @ routed.encode_document(texts).T, full @ full.T, atol=1e-5)
-    with pytest.raises(UserError, match="The model has a Router"):
-        base = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--output_dir", str(tmp_path / "next")]
-        run.prepare(parse_recipe([*flags, *base, "--rotate_retrieval", "train"]))
+    again = [*flags, "--model_name_or_path", str(tmp_path / "out" / "model"), "--output_dir", str(tmp_path / "next")]
+    with pytest.raises(UserError, match=r"has a Router, and nothing says which way .*; give --router_mapping"):
+        run.train(parse_recipe(again))
+    again += ["--router_mapping", json.dumps({"anchor": "query", "positive": "document"})]
+    with pytest.raises(UserError, match="so some texts are embedded otherwise than others already"):
+        run.prepare(parse_recipe([*again, "--rotate_retrieval", "train"]))
+    before = {name: tensor for name, tensor in weights(tmp_path / "out" / "model").items() if "Router" in name}
+    run.train(parse_recipe(again))
+    after = weights(tmp_path / "next" / "model")
+    assert before and not any(torch.equal(after[name], tensor) for name, tensor in before.items())
     with pytest.raises(UserError, match="rotate_retrieval_texts has 2 numbers for 1 sources of --rotate_retrieval"):
         many = ["--rotate_retrieval", "train", "--rotate_retrieval_texts", "8", "9", "--resume", "never"]
         run.prepare(parse_recipe([*flags, *many]))
