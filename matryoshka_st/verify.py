@@ -85,14 +85,16 @@ def verify_model(folder: str | Path) -> VerifyReport:
 
 
 def _check_modules(folder: Path) -> Check:
+    path = folder / "modules.json"
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        types = [str(module["type"]) for module in modules]
-        routed = [json.loads(path.read_text(encoding="utf-8"))["types"] for path in folder.glob(_ROUTERS)]
-        inner = [str(name) for types_by_place in routed for name in types_by_place.values()]
+        types = [str(module["type"]) for module in json.loads(path.read_text(encoding="utf-8"))]
+        inner: list[str] = []
+        for path in sorted(folder.glob(_ROUTERS)):
+            inner += map(str, json.loads(path.read_text(encoding="utf-8"))["types"].values())
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{folder} is no sentence-transformers model (modules.json: {error}); give the folder of a saved model."
+            f"{folder} is no sentence-transformers model ({path.relative_to(folder)}: {error}); "
+            "give the folder of a saved model."
         ) from error
     if not types:
         raise UserError(

@@ -67,6 +67,10 @@ def test_a_model_with_a_rotation_for_retrieval_passes_and_its_inner_modules_are_
 
     edit(next(routed.glob("*/router_config.json")), of_mine)
     assert failed(routed)["modules"] == "my_modules.Turn is no module of sentence-transformers"
+    router = next(routed.glob("*/router_config.json"))
+    router.write_text("{}")
+    with pytest.raises(UserError, match=rf"no sentence-transformers model \({router.parent.name}/router_config.json"):
+        verify_model(routed)
 
 
 def test_a_saved_truncate_dim_is_found(folder: Path) -> None:
